@@ -1,0 +1,1 @@
+"""Between batches: commands are carried out, verified and answered here."""

@@ -1,0 +1,460 @@
+"""The vocabulary both sides speak: events out of a training, requests in, answers back.
+
+Everything here is a frozen value; no socket, file or clock. The callback makes events, the journal keeps
+them, the stream carries them, and `monitor.session.Session.apply` turns them into what is on the screen.
+Columns travel as little-endian bytes so that a whole drain of steps is one frame.
+
+Steps are counted from 0 over the whole run, one per batch. Times are seconds since 1970 (UTC).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Literal, TypeVar
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+PROTOCOL_VERSION = 1
+"""Raised when an older reader could misread a newer writer; new fields with defaults do not raise it."""
+
+MAX_FRAME_BYTES = 64 << 20
+"""The largest frame either side accepts. A drain of 100k steps with 20 series is 8 MB."""
+
+Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
+Int64 = npt.NDArray[np.int64]
+
+Name = Annotated[str, msgspec.Meta(max_length=1_000)]
+Text = Annotated[str, msgspec.Meta(max_length=64_000)]
+Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
+Names = Annotated[tuple[Name, ...], msgspec.Meta(max_length=100_000)]
+Scalar = bool | int | float | Text | None
+
+
+class ProtocolError(ValueError):
+    """Bytes that are no valid message. The text says what was received and why it does not fit."""
+
+
+class _Value(msgspec.Struct, frozen=True, kw_only=True):
+    """What every message and part of one has in common: it never changes once made."""
+
+
+# ── What a run consists of ────────────────────────────────────────────────────────────────────────
+
+
+class Series(_Value, frozen=True, kw_only=True):
+    """One column of numbers, one value per step."""
+
+    name: Name
+    kind: Literal["batch", "running"] = "batch"
+    """`batch`: the value of that very batch. `running`: Keras' mean since the epoch began, as with AUC."""
+
+
+class Statistic(_Value, frozen=True, kw_only=True):
+    """One table of numbers, one row per sampled step."""
+
+    name: Name
+    of: Literal["variables", "histogram", "values"]
+    labels: Names
+    """What each column of the table stands for: a variable's path, a class, a bin."""
+    unit: Name = ""
+    edges: tuple[float, ...] | None = None
+    """For a histogram over fixed bins: their len(labels) + 1 edges. `None`: the labels name the bins."""
+    doc: Text = ""
+
+
+class Layer(_Value, frozen=True, kw_only=True):
+    """One layer of the model, in call order."""
+
+    name: Name
+    class_name: Name
+    parameters: Count = 0
+    trainable: bool = True
+
+
+class Variable(_Value, frozen=True, kw_only=True):
+    """One trainable variable."""
+
+    path: Name
+    shape: tuple[int, ...]
+
+
+class Optimizer(_Value, frozen=True, kw_only=True):
+    """The optimizer at work."""
+
+    name: Name
+    """As a command names it: `adam`, `sgd`, …"""
+    class_name: Name
+    settings: dict[Name, Scalar] = {}
+    """Its constructor's arguments as they are now; a schedule stands as its class's name."""
+    schedule: Name | None = None
+    """What computes the rate inside the step: a schedule's or a callable's name. `None`: a plain variable."""
+    rate_owners: Names = ()
+    """Callbacks of this `fit` that set the rate too, such as `ReduceLROnPlateau`."""
+
+
+class RunDescription(_Value, frozen=True, kw_only=True):
+    """Who trains what, where: all that is known when a run begins."""
+
+    run_id: Name
+    name: Name
+    started_at: float
+    host: Name = ""
+    pid: Count = 0
+    user: Name = ""
+    backend: Name = ""
+    versions: dict[Name, Name] = {}
+    model: Name = ""
+    parameters: Count = 0
+    layers: tuple[Layer, ...] = ()
+    variables: tuple[Variable, ...] = ()
+    optimizer: Optimizer | None = None
+    """`None`: the run has no optimizer that unstuck knows (a custom loop)."""
+    optimizers: dict[Name, Names] = {}
+    """What `optimizer NAME ARGUMENT=…` takes here: each name with its arguments."""
+    epochs: Count | None = None
+    steps_per_epoch: Count | None = None
+    """`None`: not known before the first epoch has ended."""
+    steps_per_execution: Count = 1
+    statistics_every: Count = 0
+    """Steps between two sampled ones. 0: none are sampled."""
+    control: bool = True
+    """Whether commands are obeyed."""
+    version: Name = ""
+    """Of unstuck."""
+
+
+# ── Events: training → journal, stream ────────────────────────────────────────────────────────────
+
+
+class Event(_Value, frozen=True, kw_only=True, tag_field="kind"):
+    """Something that happened. `step` is how many steps had been completed by then."""
+
+    step: Count = 0
+    time: float = 0.0
+
+
+class RunStarted(Event, frozen=True, kw_only=True, tag="run_started"):
+    """Always the first frame of a recording."""
+
+    run: RunDescription
+
+
+class Instrumented(Event, frozen=True, kw_only=True, tag="instrumented"):
+    """The train step was traced (again): from here on these series and statistics come."""
+
+    series: tuple[Series, ...] = ()
+    statistics: tuple[Statistic, ...] = ()
+    missing: tuple[Text, ...] = ()
+    """What cannot be recorded of this run, each with its reason."""
+    task: Literal["classification", "binary", "regression", "unknown"] = "unknown"
+
+
+class Steps(Event, frozen=True, kw_only=True, tag="steps"):
+    """The dense series of `count` consecutive steps, the first being `first`."""
+
+    first: Count
+    count: Count
+    times: bytes
+    """float64[count]: when each step ended. Within one execution of several steps: spread evenly."""
+    columns: dict[Name, bytes]
+    """Series name → float32[count]. NaN: measured, and not a number."""
+
+
+class Samples(Event, frozen=True, kw_only=True, tag="samples"):
+    """The statistics of sampled steps."""
+
+    steps: bytes
+    """int64[n], strictly increasing."""
+    columns: dict[Name, bytes]
+    """Statistic name → float32[n, number of labels], C order."""
+
+
+class EpochBegan(Event, frozen=True, kw_only=True, tag="epoch_began"):
+    """The next step is the first of this epoch, counted from 0."""
+
+    epoch: Count
+
+
+class EpochEnded(Event, frozen=True, kw_only=True, tag="epoch_ended"):
+    """An epoch is over, its validation included."""
+
+    epoch: Count
+    logs: dict[Name, float] = {}
+    """What Keras reports: running means of the epoch, and `val_…`."""
+
+
+class StateChanged(Event, frozen=True, kw_only=True, tag="state_changed"):
+    """What the training is busy with from now on."""
+
+    state: Literal["running", "paused", "recompiling", "validating"]
+    reason: Text = ""
+
+
+class OptimizerChanged(Event, frozen=True, kw_only=True, tag="optimizer_changed"):
+    """The optimizer's identity or the owner of its rate is another now."""
+
+    optimizer: Optimizer
+
+
+class Reply(Event, frozen=True, kw_only=True, tag="reply"):
+    """The answer to one command. `step`: the first step that ran with the change."""
+
+    id: Name
+    text: Text
+    who: Name = ""
+    """user@host and by what: `ada@box terminal`."""
+    status: Literal["applied", "refused", "failed"]
+    before: dict[Name, Scalar] = {}
+    """As read from the model before, for instance `learning_rate`."""
+    after: dict[Name, Scalar] = {}
+    """As read back from the model after."""
+    reason: Text = ""
+    """Refused: why, and what is possible. Failed: the error. Applied: what is worth knowing."""
+
+
+class Problem(Event, frozen=True, kw_only=True, tag="problem"):
+    """Something could not be recorded or done; training went on."""
+
+    what: Text
+
+
+class RunEnded(Event, frozen=True, kw_only=True, tag="run_ended"):
+    """Always the last frame, unless the process was killed."""
+
+    outcome: Literal["finished", "stopped", "interrupted", "failed"]
+    reason: Text = ""
+
+
+AnyEvent = (
+    RunStarted
+    | Instrumented
+    | Steps
+    | Samples
+    | EpochBegan
+    | EpochEnded
+    | StateChanged
+    | OptimizerChanged
+    | Reply
+    | Problem
+    | RunEnded
+)
+
+
+class Frame(_Value, frozen=True, kw_only=True):
+    """One event with its place in the recording."""
+
+    seq: Count
+    """From 1, without holes. A frame folded from several has the number of the last."""
+    first_seq: Count
+    """Of the first event folded into this frame; `seq` itself when none was."""
+    payload: bytes
+    """An encoded event."""
+
+
+# ── Requests: monitor → training, and their answers ───────────────────────────────────────────────
+
+
+class Hello(_Value, frozen=True, kw_only=True, tag="hello", tag_field="kind"):
+    """The first request of a monitor."""
+
+    version: Count = PROTOCOL_VERSION
+
+
+class Backfill(_Value, frozen=True, kw_only=True, tag="backfill", tag_field="kind"):
+    """Asks for the frames after `after`, in order."""
+
+    after: Count
+
+
+class Command(_Value, frozen=True, kw_only=True, tag="command", tag_field="kind"):
+    """Asks for a change. The same `id` twice is applied once and answered twice."""
+
+    id: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+    text: Annotated[str, msgspec.Meta(min_length=1, max_length=4_000)]
+    who: Name = ""
+
+
+class Welcome(_Value, frozen=True, kw_only=True, tag="welcome", tag_field="kind"):
+    """Answers Hello."""
+
+    version: Count
+    run: RunDescription
+    last_seq: Count
+    recording: Text = ""
+    """Path of the journal on the training's machine. Empty: this run is not recorded."""
+
+
+class Frames(_Value, frozen=True, kw_only=True, tag="frames", tag_field="kind"):
+    """Answers Backfill with as many of the frames as one message may hold."""
+
+    frames: tuple[Frame, ...]
+    last_seq: Count
+    """The newest there is. Larger than the last frame's: ask again."""
+
+
+class Refusal(_Value, frozen=True, kw_only=True, tag="refusal", tag_field="kind"):
+    """The request could not be served."""
+
+    reason: Text
+
+
+class Heartbeat(_Value, frozen=True, kw_only=True):
+    """On the stream only, every second: nothing newer than `last_seq` exists."""
+
+    last_seq: Count
+    time: float
+
+
+Request = Hello | Backfill | Command
+Answer = Welcome | Frames | Refusal | Reply
+
+_encoder = msgspec.msgpack.Encoder()
+_events: msgspec.msgpack.Decoder[AnyEvent] = msgspec.msgpack.Decoder(AnyEvent)
+_requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
+_answers: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
+_heartbeats = msgspec.msgpack.Decoder(Heartbeat)
+
+_T = TypeVar("_T")
+
+
+def encode(message: msgspec.Struct) -> bytes:
+    """The message as msgpack. NaN and infinities survive."""
+    return _encoder.encode(message)
+
+
+def decode_event(payload: bytes) -> AnyEvent:
+    """The event in a frame's payload.
+
+    Raises:
+        ProtocolError: not an event, or its columns do not have the length they should.
+    """
+    event = _decode(_events, payload, "event")
+    if isinstance(event, Steps):
+        _check_lengths("steps", event.columns, 4 * event.count)
+        _check_lengths("steps", {"times": event.times}, 8 * event.count)
+    elif isinstance(event, Samples):
+        _check_samples(event)
+    return event
+
+
+def decode_request(payload: bytes) -> Request:
+    """What a monitor asks. Raises ProtocolError."""
+    return _decode(_requests, payload, "request")
+
+
+def decode_answer(payload: bytes) -> Answer:
+    """What the training answers. Raises ProtocolError."""
+    return _decode(_answers, payload, "answer")
+
+
+def decode_heartbeat(payload: bytes) -> Heartbeat:
+    """The stream's sign of life. Raises ProtocolError."""
+    return _decode(_heartbeats, payload, "heartbeat")
+
+
+def steps_event(first: int, times: Float64, columns: dict[str, Float32], *, time: float) -> Steps:
+    """Packs consecutive steps: `times` is float64[n], every column float32[n]."""
+    return Steps(
+        step=first + len(times),
+        time=time,
+        first=first,
+        count=len(times),
+        times=np.ascontiguousarray(times, "<f8").tobytes(),
+        columns={name: np.ascontiguousarray(values, "<f4").tobytes() for name, values in columns.items()},
+    )
+
+
+def samples_event(steps: Int64, columns: dict[str, Float32], *, time: float) -> Samples:
+    """Packs sampled statistics: `steps` is int64[n], every column float32[n, labels]."""
+    return Samples(
+        step=int(steps[-1]) + 1,
+        time=time,
+        steps=np.ascontiguousarray(steps, "<i8").tobytes(),
+        columns={name: np.ascontiguousarray(values, "<f4").tobytes() for name, values in columns.items()},
+    )
+
+
+def step_times(event: Steps) -> Float64:
+    """float64[count], read-only."""
+    return np.frombuffer(event.times, "<f8")
+
+
+def step_columns(event: Steps) -> dict[str, Float32]:
+    """Series name → float32[count], read-only."""
+    return {name: np.frombuffer(values, "<f4") for name, values in event.columns.items()}
+
+
+def sample_steps(event: Samples) -> Int64:
+    """int64[n], read-only."""
+    return np.frombuffer(event.steps, "<i8")
+
+
+def sample_columns(event: Samples) -> dict[str, Float32]:
+    """Statistic name → float32[n, labels], read-only."""
+    rows = len(event.steps) // 8
+    return {name: np.frombuffer(values, "<f4").reshape(rows, -1) for name, values in event.columns.items()}
+
+
+def can_fold(earlier: Event, later: Event) -> bool:
+    """Whether the two can become one event without losing anything."""
+    if isinstance(earlier, Steps) and isinstance(later, Steps):
+        return earlier.first + earlier.count == later.first and earlier.columns.keys() == later.columns.keys()
+    if isinstance(earlier, Samples) and isinstance(later, Samples):
+        return _widths(earlier) == _widths(later) and earlier.steps[-8:] != later.steps[:8]
+    return False
+
+
+def fold(events: Iterable[Steps | Samples]) -> Steps | Samples:
+    """Joins events of one kind, each of which `can_fold` with the next, into one."""
+    parts = list(events)
+    last = parts[-1]
+    columns = {name: b"".join(part.columns[name] for part in parts) for name in last.columns}
+    if isinstance(last, Samples):
+        samples = [part for part in parts if isinstance(part, Samples)]
+        return Samples(
+            step=last.step, time=last.time, steps=b"".join(p.steps for p in samples), columns=columns
+        )
+    steps = [part for part in parts if isinstance(part, Steps)]
+    return Steps(
+        step=last.step,
+        time=last.time,
+        first=steps[0].first,
+        count=sum(part.count for part in steps),
+        times=b"".join(part.times for part in steps),
+        columns=columns,
+    )
+
+
+def _decode(decoder: msgspec.msgpack.Decoder[_T], payload: bytes, what: str) -> _T:
+    if len(payload) > MAX_FRAME_BYTES:
+        raise ProtocolError(f"{what} of {len(payload)} bytes; at most {MAX_FRAME_BYTES} are accepted")
+    try:
+        return decoder.decode(payload)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ProtocolError(f"not a valid {what}: {error}") from error
+
+
+def _check_lengths(what: str, columns: dict[str, bytes], expected: int) -> None:
+    for name, values in columns.items():
+        if len(values) != expected:
+            raise ProtocolError(f"{what}: column {name!r} has {len(values)} bytes where {expected} belong")
+
+
+def _check_samples(event: Samples) -> None:
+    rows, rest = divmod(len(event.steps), 8)
+    if rest or not rows:
+        raise ProtocolError(f"samples: {len(event.steps)} bytes of steps are no int64[n] with n > 0")
+    steps = sample_steps(event)
+    if steps[0] < 0 or np.any(np.diff(steps) <= 0):
+        raise ProtocolError("samples: the steps are not increasing")
+    for name, values in event.columns.items():
+        if len(values) % (4 * rows):
+            raise ProtocolError(f"samples: column {name!r} has {len(values)} bytes, no float32[{rows}, n]")
+
+
+def _widths(event: Samples) -> dict[str, int]:
+    rows = len(event.steps) // 8
+    return {name: len(values) // rows for name, values in event.columns.items()}
