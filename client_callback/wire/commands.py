@@ -1,7 +1,7 @@
 """The one grammar of commands: the terminal, `unstuck send` and the Python function all parse here.
 
 `parse` turns what a person typed into a frozen instruction and says clearly what is possible when it cannot.
-It knows nothing of a model: whether an optimizer exists or a rate makes sense there is decided where the model
+It knows nothing of a model: whether an optimizer exists or a rate makes sense is decided where the model
 is, in `client_callback.steering`. To add a command: an instruction, its parser, one entry in `COMMANDS`.
 """
 
