@@ -1,0 +1,212 @@
+"""What kind of task a model solves, and the tables of its predictions that fit it.
+
+`probe` calls this while the train step is traced. Multi-output models: the first output is described.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import keras
+from keras import ops
+
+from client_callback.instrument import statistics
+from client_callback.instrument.statistics import Tensor
+from client_callback.wire.protocol import Statistic
+
+TaskKind = Literal["classification", "binary", "regression", "unknown"]
+
+_CATEGORICAL = {
+    "categorical_crossentropy",
+    "sparse_categorical_crossentropy",
+    "categorical_focal_crossentropy",
+    "categorical_hinge",
+    "categorical_generalized_cross_entropy",
+}
+_BINARY = {"binary_crossentropy", "binary_focal_crossentropy", "hinge", "squared_hinge"}
+_SIGNED = {"hinge", "squared_hinge"}
+"""Losses whose scores are unbounded, with the decision at 0."""
+_REGRESSION = {
+    "mean_squared_error",
+    "mean_absolute_error",
+    "mean_absolute_percentage_error",
+    "mean_squared_logarithmic_error",
+    "huber",
+    "log_cosh",
+    "poisson",
+    "kl_divergence",
+    "cosine_similarity",
+    "mse",
+    "mae",
+    "mape",
+    "msle",
+}
+
+
+class Task(NamedTuple):
+    """How predictions are to be read."""
+
+    kind: TaskKind
+    classes: int
+    """Number of classes; 0 for regression."""
+    from_logits: bool
+    """Whether predictions are logits rather than probabilities."""
+
+
+Table = tuple[Statistic, Callable[[], Tensor]]
+"""A statistic and how to compute one row of it, float32[number of labels]."""
+
+
+def infer_task(loss: Any, targets: Tensor, predictions: Tensor) -> Task:
+    """The task, from the compiled loss and, where that says nothing, from shapes and dtypes.
+
+    Args:
+        loss: what `compile(loss=…)` received for this output: a name, a Loss, a function or None.
+        targets: of one batch, any shape.
+        predictions: of one batch, [N, …].
+    """
+    name, from_logits = _describe_loss(loss)
+    units = predictions.shape[-1] if len(predictions.shape) > 1 else 1
+    units = 1 if units is None else int(units)
+    integers = "int" in keras.backend.standardize_dtype(targets.dtype)
+    if name in _CATEGORICAL or (name in ("crossentropy", "ce") and units > 1):
+        return Task("classification", units, from_logits)
+    if name in _BINARY or name in ("crossentropy", "ce"):
+        return Task("binary", 2, from_logits)
+    if name in _REGRESSION or not integers:
+        return Task("regression" if name in _REGRESSION else "unknown", 0, False)
+    return Task("classification", units, from_logits) if units > 1 else Task("binary", 2, from_logits)
+
+
+def tables(task: Task, targets: Tensor, predictions: Tensor) -> list[Table]:
+    """The tables that describe one batch of predictions for this kind of task."""
+    if task.kind == "classification":
+        return _classification_tables(task, targets, predictions)
+    if task.kind == "binary":
+        return _binary_tables(task, targets, predictions)
+    return _value_tables(targets, predictions)
+
+
+def _classification_tables(task: Task, targets: Tensor, predictions: Tensor) -> list[Table]:
+    scores = ops.reshape(predictions, (-1, task.classes))[: statistics.MAX_PREDICTIONS]
+    one_hot = len(targets.shape) == len(predictions.shape) and targets.shape[-1] == task.classes
+    if one_hot:
+        targets = ops.argmax(ops.reshape(targets, (-1, task.classes)), axis=-1)
+    labels = ops.reshape(targets, (-1,))[: statistics.MAX_PREDICTIONS]
+
+    def confidence() -> Tensor:
+        scaled = ops.softmax(ops.cast(scores, "float32")) if task.from_logits else scores
+        return statistics.histogram(ops.max(scaled, axis=-1), 0.0, 1.0, statistics.CONFIDENCE_BINS)
+
+    made: list[Table] = []
+    if task.classes <= statistics.MAX_CLASSES:
+        names = tuple(str(index) for index in range(task.classes))
+        made = [
+            (
+                _class_counts("predicted_counts", "Predictions per class in the batch", names),
+                lambda: statistics.counts(ops.argmax(scores, axis=-1), task.classes),
+            ),
+            (
+                _class_counts("target_counts", "True labels per class in the batch", names),
+                lambda: statistics.counts(labels, task.classes),
+            ),
+        ]
+    return [*made, (_confidence("confidence", "Probability of the predicted class"), confidence)]
+
+
+def _binary_tables(task: Task, targets: Tensor, predictions: Tensor) -> list[Table]:
+    scores = ops.cast(ops.reshape(predictions, (-1,))[: statistics.MAX_PREDICTIONS], "float32")
+    positive = ops.reshape(targets, (-1,))[: statistics.MAX_PREDICTIONS] > 0
+    probabilities = ops.sigmoid(scores) if task.from_logits else scores
+    labels = ("0", "1")
+
+    def confidence_of(true_class: bool) -> Tensor:
+        chosen = positive if true_class else ops.logical_not(positive)
+        kept = ops.where(chosen, probabilities, float("nan"))
+        return statistics.histogram(kept, 0.0, 1.0, statistics.CONFIDENCE_BINS)
+
+    return [
+        (
+            _class_counts("predicted_counts", "Predictions per class in the batch", labels),
+            lambda: statistics.counts(probabilities > 0.5, 2),
+        ),
+        (
+            _class_counts("target_counts", "True labels per class in the batch", labels),
+            lambda: statistics.counts(positive, 2),
+        ),
+        (
+            _confidence("confidence_0", "Probability of class 1 where the true class is 0"),
+            lambda: confidence_of(False),
+        ),
+        (
+            _confidence("confidence_1", "Probability of class 1 where the true class is 1"),
+            lambda: confidence_of(True),
+        ),
+    ]
+
+
+def _value_tables(targets: Tensor, predictions: Tensor) -> list[Table]:
+    predicted = ops.cast(ops.reshape(predictions, (-1,))[: statistics.MAX_PREDICTIONS], "float32")
+    true = ops.cast(ops.reshape(targets, (-1,))[: statistics.MAX_PREDICTIONS], "float32")
+    made: list[Table] = []
+    made += _moving("predictions", "Predicted values of the batch", lambda: predicted)
+    made += _moving("targets", "True values of the batch", lambda: true)
+    sizes = [_static_size(values) for values in (targets, predictions)]
+    if sizes[0] == sizes[1]:
+        made += _moving("residuals", "True minus predicted values of the batch", lambda: true - predicted)
+    return made
+
+
+def _moving(name: str, doc: str, values: Callable[[], Tensor]) -> list[Table]:
+    bins = tuple(str(index) for index in range(statistics.VALUE_BINS))
+    return [
+        (
+            Statistic(
+                name=name, of="histogram", labels=bins, unit="count", doc=f"{doc}; bins span {name}_range"
+            ),
+            lambda: statistics.moving_histogram(values())[0],
+        ),
+        (
+            Statistic(name=f"{name}_range", of="values", labels=("low", "high"), doc=f"Range of {name}"),
+            lambda: statistics.moving_histogram(values())[1],
+        ),
+    ]
+
+
+def _class_counts(name: str, doc: str, labels: tuple[str, ...]) -> Statistic:
+    return Statistic(name=name, of="histogram", labels=labels, unit="count", doc=doc)
+
+
+def _confidence(name: str, doc: str) -> Statistic:
+    bins = statistics.CONFIDENCE_BINS
+    edges = tuple(index / bins for index in range(bins + 1))
+    labels = tuple(f"{edge:.2f}" for edge in edges[:-1])
+    return Statistic(name=name, of="histogram", labels=labels, unit="count", edges=edges, doc=doc)
+
+
+def _static_size(values: Tensor) -> int | None:
+    """Entries per example, as far as the shape tells."""
+    size = 1
+    for length in values.shape[1:]:
+        if length is None:
+            return None
+        size *= int(length)
+    return size
+
+
+def _describe_loss(loss: Any) -> tuple[str, bool]:
+    """A loss's name in snake case, and whether it expects logits (hinge losses count: unbounded scores)."""
+    if loss is None:
+        return "", False
+    if isinstance(loss, str):
+        if loss in ("crossentropy", "ce"):
+            return loss, False
+        loss = keras.losses.get(loss)
+    if isinstance(loss, keras.losses.Loss):
+        config = loss.get_config()
+        name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(loss).__name__).lower()
+        return name, bool(config.get("from_logits")) or name in _SIGNED
+    name = getattr(loss, "__name__", "")
+    return name, name in _SIGNED
