@@ -64,8 +64,7 @@ class Capture:
         self._hooks = InstanceHooks()
         self._local = threading.local()
         self._index = {_identity(variable): index for index, variable in enumerate(model.trainable_variables)}
-        self.batch_metrics: set[str] = set()
-        """Names in the logs whose value of a single batch can be told."""
+        self._hooked_metrics: set[str] = set()
 
     def install(self) -> None:
         """Puts the hooks on."""
@@ -74,11 +73,13 @@ class Capture:
         self._hooks.wrap(model, "compute_loss", self._wrap_compute_loss)
         if getattr(model, "_loss_tracker", None) is not None:
             self._hooks.wrap(model._loss_tracker, "update_state", self._wrap_loss_update)
-        for name, metric in mean_metrics(model).items():
-            self.batch_metrics.add(name)
-            self._wrap_mean_metric(name, metric)
+        self._hook_metrics()
+        for builder in (getattr(model, "_compile_metrics", None), getattr(model, "_compile_loss", None)):
+            if builder is not None and not builder.built:
+                self._hooks.wrap(builder, "build", self._wrap_build)
         if optimizer is None:
             return
+        self._hooks.wrap(optimizer, "scale_loss", lambda scale: self._wrap_scale_loss(optimizer, scale))
         self._hooks.wrap(optimizer, "apply", lambda apply: self._wrap_apply(optimizer, apply))
         inner = innermost(optimizer)
         if hasattr(inner, "_backend_update_step"):
@@ -135,6 +136,31 @@ class Capture:
 
         return captured_update_state
 
+    def _wrap_build(self, build: Callable[..., Any]) -> Callable[..., Any]:
+        """Compiled metrics and the losses of several outputs come into being while the first step is traced."""
+
+        def captured_build(*args: Any, **kwargs: Any) -> Any:
+            result = build(*args, **kwargs)
+            self._hook_metrics()
+            return result
+
+        return captured_build
+
+    def _hook_metrics(self) -> None:
+        for name, metric in mean_metrics(self._model).items():
+            if name not in self._hooked_metrics:
+                self._hooked_metrics.add(name)
+                self._wrap_mean_metric(name, metric)
+
+    def _wrap_scale_loss(self, optimizer: Any, scale_loss: Callable[..., Any]) -> Callable[..., Any]:
+        def captured_scale_loss(loss: Any) -> Any:
+            step = self.step
+            if step is not None:
+                step.loss_scale = loss_scale(optimizer)
+            return scale_loss(loss)
+
+        return captured_scale_loss
+
     def _wrap_mean_metric(self, name: str, metric: Any) -> None:
         """Sees what `Mean.update_state` adds to its two variables: their quotient is the batch's own value."""
         added: dict[str, Tensor] = {}
@@ -177,7 +203,6 @@ class Capture:
     def _note_gradients(self, step: CapturedStep, optimizer: Any, grads: list[Any], variables: Any) -> None:
         if hasattr(innermost(optimizer), "_get_current_learning_rate"):
             step.learning_rate = keras.ops.convert_to_tensor(optimizer.learning_rate)
-        step.loss_scale = loss_scale(optimizer)
         for gradient, variable in zip(grads, variables, strict=False):
             index = self._index.get(_identity(variable))
             if index is not None and gradient is not None:

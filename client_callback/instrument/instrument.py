@@ -75,6 +75,11 @@ class Instrument:
         """Whether values come from inside the step. If not, only what Keras logs can be recorded."""
         return self._probe is not None
 
+    @property
+    def steps(self) -> int:
+        """Steps drained since `install`."""
+        return self._before + (0 if self._probe is None else self._probe.steps)
+
     def take_layout(self, *, step: int, time: float) -> Instrumented | None:
         """What is measured since the last trace; `None` when nothing was traced since the last call."""
         if self._probe is None or not self._probe.traced:

@@ -1,0 +1,139 @@
+"""`MonitorCallback`: Keras' hooks mapped onto a `Run`, one for each `fit`. Nothing else lives here."""
+
+from __future__ import annotations
+
+import os
+import sys
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from client_callback.run import Run, check_arguments
+
+
+class MonitorCallback(keras.callbacks.Callback):  # type: ignore[misc] # Keras has no types
+    """Lets `unstuck` watch, record and steer a `fit`.
+
+        model.fit(x, y, callbacks=[MonitorCallback()])
+
+    Args:
+        name: shown in the terminal and in the recording's file name. `None`: the script's name.
+        directory: folder for recordings. `None`: the user's data folder.
+        record: whether to keep a recording of each `fit`.
+        control: whether commands from the terminal are obeyed. `False`: monitors can only watch.
+        bind: `None` for a Unix socket that only this user can open, or `tcp://127.0.0.1:PORT` (encrypted, for this
+            user's keys only).
+        statistics_every: steps between two on which layer statistics, predictions and inputs are summarised;
+            0 for never.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    async_safe = True
+    """Nothing is asked of the device at the end of a batch unless a drain is due."""
+
+    def __init__(
+        self,
+        name: str | None = None,
+        *,
+        directory: str | os.PathLike[str] | None = None,
+        record: bool = True,
+        control: bool = True,
+        bind: str | None = None,
+        statistics_every: int = 10,
+    ) -> None:
+        super().__init__()
+        check_arguments(name, bind, statistics_every)
+        self._name, self._directory, self._record = name, directory, record
+        self._control, self._bind, self._every = control, bind, statistics_every
+        self._run: Run | None = None
+        self._recording: Path | None = None
+
+    @property
+    def recording(self) -> Path | None:
+        """The recording of the current or the last `fit`. `None`: there is none."""
+        return self._recording
+
+    def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+        """A `fit` begins: starts a run."""
+        if self._run is not None:
+            self._run.close("interrupted", "another fit began")
+        fit_callbacks = _find_callback_list()
+        run = Run(
+            self._name,
+            model=self._model,
+            epochs=self.params.get("epochs"),
+            steps_per_epoch=self.params.get("steps"),
+            directory=self._directory,
+            record=self._record,
+            control=self._control,
+            bind=self._bind,
+            statistics_every=self._every,
+            callbacks=() if fit_callbacks is None else fit_callbacks.callbacks,
+        )
+        self._run = run
+        run.begin()
+        self._recording = run.recording
+        if fit_callbacks is not None:
+            # Keras tells nobody when `fit` dies; its list of callbacks goes away with it.
+            weakref.finalize(fit_callbacks, _end_abandoned, run)
+
+    def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """An epoch begins."""
+        if self._run is not None:
+            self._run.begin_epoch(epoch)
+
+    def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Commands are carried out here, between two batches."""
+        if self._run is not None:
+            self._run.before_batch()
+
+    def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """One call of the train function is over."""
+        if self._run is not None:
+            self._run.after_batch(logs)
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """An epoch is over, its validation included."""
+        if self._run is not None:
+            self._run.end_epoch(logs)
+
+    def on_test_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+        """Validation begins (or an `evaluate` without a `fit`, which is not watched)."""
+        if self._run is not None:
+            self._run.begin_validation()
+
+    def on_test_end(self, logs: Mapping[str, Any] | None = None) -> None:
+        """Validation is over."""
+        if self._run is not None:
+            self._run.end_validation()
+
+    def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
+        """The `fit` is over: completes the recording and leaves the model as it was."""
+        if self._run is not None:
+            self._run.close()
+            self._run = None
+
+
+def _end_abandoned(run: Run) -> None:
+    if run.error is not None:
+        run.fail(run.error)
+    else:
+        run.close("interrupted", "fit ended without telling its callbacks")
+
+
+def _find_callback_list() -> keras.callbacks.CallbackList | None:
+    """The list that called `on_train_begin`; Keras gives callbacks no way to it but the call stack."""
+    frame = sys._getframe(1)
+    for _ in range(20):
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, keras.callbacks.CallbackList):
+            return owner
+        if frame.f_back is None:
+            return None
+        frame = frame.f_back
+    return None

@@ -1,0 +1,104 @@
+"""Who trains what, where: everything about a run that is known before its first step."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import socket
+import sys
+import uuid
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+
+import keras
+
+from client_callback.instrument.probe import variable_labels
+from client_callback.steering.describe import describe_optimizer
+from client_callback.steering.optimizers import optimizer_catalogue
+from client_callback.wire.protocol import Layer, RunDescription, Variable
+
+
+def describe_run(
+    name: str | None,
+    model: keras.Model | None,
+    callbacks: Sequence[keras.callbacks.Callback],
+    *,
+    started_at: float,
+    epochs: int | None,
+    steps_per_epoch: int | None,
+    statistics_every: int,
+    control: bool,
+) -> RunDescription:
+    """A new run's description, with an id of its own."""
+    variables = [] if model is None else list(model.trainable_variables)
+    labels = variable_labels(variables)
+    return RunDescription(
+        run_id=uuid.uuid4().hex[:8],
+        name=name or _default_name(model),
+        started_at=started_at,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        user=_user(),
+        backend=keras.backend.backend(),
+        versions=_versions(),
+        model="" if model is None else model.name,
+        parameters=0 if model is None else model.count_params(),
+        layers=tuple(_layers(model)) if model is not None else (),
+        variables=tuple(
+            Variable(path=label, shape=tuple(variable.shape))
+            for label, variable in zip(labels, variables, strict=True)
+        ),
+        optimizer=None if model is None else describe_optimizer(model, callbacks),
+        optimizers={} if model is None else optimizer_catalogue(),
+        epochs=epochs,
+        steps_per_epoch=steps_per_epoch,
+        steps_per_execution=int(getattr(model, "steps_per_execution", 1) or 1),
+        statistics_every=statistics_every,
+        control=control,
+        version=_version("unstuck"),
+    )
+
+
+def _layers(model: keras.Model) -> Iterator[Layer]:
+    """The layers in call order, those of nested models in place of the model."""
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from _layers(layer)
+            continue
+        yield Layer(
+            name=layer.name,
+            class_name=type(layer).__name__,
+            parameters=layer.count_params() if layer.built else 0,
+            trainable=bool(layer.trainable),
+        )
+
+
+def _default_name(model: keras.Model | None) -> str:
+    script = Path(sys.argv[0]).stem if sys.argv and sys.argv[0] else ""
+    if script and not script.startswith(("-", "ipykernel", "__main__", "colab")):
+        return script
+    return "run" if model is None else str(model.name)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's user may have no name
+        return str(os.getuid())
+
+
+def _versions() -> dict[str, str]:
+    backend = keras.backend.backend()
+    found = {
+        name: _version(name) for name in ("tensorflow-cpu", "tensorflow", "jax", "torch") if backend in name
+    }
+    known = {name: version for name, version in found.items() if version}
+    return {"python": sys.version.split()[0], "keras": keras.__version__, **known}
+
+
+def _version(distribution: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return ""

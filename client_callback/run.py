@@ -1,0 +1,375 @@
+"""One watched training: joins instrument, steering and link, for `fit` and for loops of one's own.
+
+`MonitorCallback` maps Keras' hooks onto it. Whoever writes the loop themselves uses it directly:
+
+    with Run("gan", epochs=10) as run:
+        for epoch in range(10):
+            for batch in batches:
+                run.log(loss=train(batch))
+            run.end_epoch(val_loss=validate())
+            if run.stopped:
+                break
+
+Nothing here may stop or slow the training: an error of ours ends the watching after one warning that says what is
+lost, and whatever takes time happens in the link's thread.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Concatenate, Literal, ParamSpec
+
+import keras
+
+from client_callback.description import describe_run
+from client_callback.instrument.instrument import Instrument
+from client_callback.link import Link, check_bind
+from client_callback.recorder import StepRecorder, numbers
+from client_callback.steering.steering import Steering
+from client_callback.steering.training import Refused
+from client_callback.wire.protocol import (
+    Command,
+    EpochBegan,
+    EpochEnded,
+    Event,
+    Problem,
+    RunEnded,
+    RunStarted,
+    StateChanged,
+)
+
+PAUSE_POLL_S = 0.2
+"""How often a paused training looks whether something else has stopped it."""
+
+Outcome = Literal["finished", "stopped", "interrupted", "failed"]
+State = Literal["running", "paused", "recompiling", "validating"]
+_P = ParamSpec("_P")
+
+
+def _harmless(method: Callable[Concatenate[Run, _P], None]) -> Callable[Concatenate[Run, _P], None]:
+    """An error of ours ends the watching, never the training. A forked child watches nothing."""
+
+    def guarded(self: Run, /, *args: _P.args, **kwargs: _P.kwargs) -> None:
+        if self.closed or os.getpid() != self._pid:
+            return
+        try:
+            method(self, *args, **kwargs)
+        except Exception as error:  # noqa: BLE001 (the edge between a training and what watches it)
+            self._give_up(error)
+
+    functools.update_wrapper(guarded, method)
+    return guarded
+
+
+class Run:
+    """Watches one training, from `begin` (or `with`) to `close`.
+
+    Args:
+        name: shown in the terminal and in the recording's file name. `None`: the script's name.
+        model: compiled; then values come from inside its train step, and commands reach its optimizer.
+        epochs: how many there will be, if known.
+        steps_per_epoch: batches per epoch, if known.
+        directory: folder for the recording. `None`: the user's data folder.
+        record: whether to keep a recording.
+        control: whether commands are obeyed.
+        bind: `None` for a Unix socket, or `tcp://127.0.0.1:PORT`.
+        statistics_every: steps between two sampled ones; 0 samples none.
+        callbacks: of the `fit`, among which other owners of the learning rate are looked for.
+
+    Raises:
+        ValueError: an argument is out of range; nothing has been started.
+    """
+
+    def __init__(
+        self,
+        name: str | None = None,
+        *,
+        model: keras.Model | None = None,
+        epochs: int | None = None,
+        steps_per_epoch: int | None = None,
+        directory: str | os.PathLike[str] | None = None,
+        record: bool = True,
+        control: bool = True,
+        bind: str | None = None,
+        statistics_every: int = 10,
+        callbacks: Sequence[keras.callbacks.Callback] = (),
+    ) -> None:
+        check_arguments(name, bind, statistics_every)
+        self.model = model
+        self.callbacks = callbacks
+        self.paused = False
+        self.stopped = False
+        """Whether somebody asked for the training to stop. A loop of one's own must look."""
+        self.closed = False
+        self._name, self._epochs, self._steps_per_epoch = name, epochs, steps_per_epoch
+        self._directory = None if directory is None else Path(directory)
+        self._record, self._control, self._bind = record, control, bind
+        self._every = statistics_every
+        self._pid = os.getpid()
+        self._clock_offset = time.time() - time.perf_counter()
+        self._recorder = StepRecorder(self.emit, self._clock_offset)
+        self._epoch = 0
+        self._own_loop = False
+        self._retracing = False
+        self._link: Link | None = None
+        self._steering: Steering | None = None
+        self._instrument: Instrument | None = None
+
+    # ── Life ────────────────────────────────────────────────────────────────────────────────────────
+
+    def __enter__(self) -> Run:
+        self.begin()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self.fail(error)
+        else:
+            self.close()
+
+    @_harmless
+    def begin(self) -> None:
+        """Starts recording and listening, and puts the instrument on the model."""
+        description = describe_run(
+            self._name,
+            self.model,
+            self.callbacks,
+            started_at=self._now(),
+            epochs=self._epochs,
+            steps_per_epoch=self._steps_per_epoch,
+            statistics_every=self._every,
+            control=self._control,
+        )
+        self._link = Link(description, directory=self._directory, record=self._record, bind=self._bind)
+        atexit.register(self._close_at_exit)
+        self.emit(RunStarted(time=self._now(), run=description))
+        self._steering = Steering(self, control=self._control)
+        if self.model is None:
+            self._set_state("running")
+        else:
+            self._steering.install()
+            self._instrument = Instrument(self.model, every=self._every, on_problem=self._report)
+            self._instrument.install()
+            self._recorder.instrument = self._instrument
+            self._recorder.steps_per_call = description.steps_per_execution
+            self._retracing = True
+            self._set_state("recompiling", "tracing the train step")
+        self._recorder.restart_clock()
+
+    @_harmless
+    def close(self, outcome: Outcome | None = None, reason: str = "") -> None:
+        """Takes the instrument off the model and completes the recording. Calling it again does nothing.
+
+        `outcome`: `None` stands for `stopped` or `finished`, whichever is true.
+        """
+        self._recorder.drain()
+        self._complete(outcome or ("stopped" if self.stopped else "finished"), reason)
+
+    @_harmless
+    def fail(self, error: BaseException) -> None:
+        """Closes with what ended the training."""
+        self._recorder.drain()
+        interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
+        self._complete("interrupted" if interrupted else "failed", f"{type(error).__name__}: {error}"[:2_000])
+
+    @property
+    def recording(self) -> Path | None:
+        """The file that is written. `None`: there is none."""
+        return None if self._link is None else self._link.recording
+
+    @property
+    def error(self) -> BaseException | None:
+        """What the train function raised, if it did."""
+        return None if self._instrument is None else self._instrument.error
+
+    # ── Along the training ──────────────────────────────────────────────────────────────────────────
+
+    @_harmless
+    def begin_epoch(self, epoch: int) -> None:
+        """The next step is the first of `epoch`, counted from 0."""
+        self._recorder.drain()
+        self._recorder.restart_clock()
+        self._epoch = epoch
+        self.emit(EpochBegan(step=self.step, time=self._now(), epoch=epoch))
+
+    @_harmless
+    def before_batch(self) -> None:
+        """Carries out the commands that arrived; holds here while paused."""
+        if self._link is None:
+            return
+        commands = self._link.take_commands()
+        if not commands and not self.paused:
+            return
+        self._recorder.drain()
+        while True:
+            for command in commands:
+                self._answer(command)
+            if not self.paused or self.stopped or getattr(self.model, "stop_training", False):
+                break
+            self._link.wait_for_command(PAUSE_POLL_S)
+            commands = self._link.take_commands()
+        self._recorder.restart_clock()
+
+    @_harmless
+    def after_batch(self, logs: Mapping[str, Any] | None = None) -> None:
+        """One call of the train function is over. `logs` count only where nothing is measured inside the step."""
+        measuring = self._instrument is not None and self._instrument.measuring
+        self._end_call(None if measuring else logs or {})
+
+    @_harmless
+    def log(self, /, **values: Any) -> None:
+        """Records one step of a loop of one's own, then carries out commands; holds here while paused.
+
+        With `model` given and trained by `train_on_batch`, what is measured inside the step is recorded as well.
+        """
+        if not self._own_loop:
+            self._own_loop = True
+            self.emit(EpochBegan(step=self.step, time=self._now(), epoch=self._epoch))
+        self._end_call(values)
+        self.before_batch()
+
+    @_harmless
+    def end_epoch(self, /, logs: Mapping[str, Any] | None = None, **values: Any) -> None:
+        """The epoch is over; `logs` and `values` hold its means and, as `val_…`, its validation."""
+        self._recorder.drain()
+        found = numbers({**(logs or {}), **values})
+        self.emit(EpochEnded(step=self.step, time=self._now(), epoch=self._epoch, logs=found))
+        if self._own_loop:
+            self.begin_epoch(self._epoch + 1)
+
+    @_harmless
+    def begin_validation(self) -> None:
+        """Until `end_validation` no step is trained."""
+        self._recorder.drain()
+        self._set_state("validating")
+
+    @_harmless
+    def end_validation(self) -> None:
+        """Training goes on."""
+        self._recorder.restart_clock()
+        self._set_state("running")
+
+    # ── What steering asks of a training ────────────────────────────────────────────────────────────
+
+    @property
+    def step(self) -> int:
+        """Steps recorded so far; while commands are carried out, steps completed."""
+        return self._recorder.step
+
+    def pause(self) -> None:
+        """Holds training before its next batch."""
+        self.paused = True
+        self._set_state("paused")
+
+    def resume(self) -> None:
+        """Lets a paused training go on."""
+        self.paused = False
+        self._set_state("running")
+
+    def stop(self) -> None:
+        """Ends the training after the current batch."""
+        self.stopped = True
+        if self.model is not None:
+            self.model.stop_training = True
+
+    def rebuild(self, change: Callable[[], None]) -> None:
+        """Runs `change` with the instrument off the model, then has the train step traced anew.
+
+        Raises:
+            Refused: this training has no train step that could be traced anew.
+        """
+        if self._instrument is None or (self._own_loop and not self._instrument.steps):
+            raise Refused("this training runs its own loop, whose train step cannot be made anew from here")
+        self._instrument.rebuild(change)
+        self._retracing = True
+
+    def emit(self, event: Event) -> None:
+        """Records an event and sends it to the monitors."""
+        if self._link is not None:
+            self._link.send(event)
+
+    # ── Inside ──────────────────────────────────────────────────────────────────────────────────────
+
+    def _end_call(self, logged: Mapping[str, Any] | None) -> None:
+        self._recorder.count_call(logged)
+        if self._retracing:
+            self._retracing = False
+            self._recorder.restart_clock()
+            self._set_state("running")
+
+    def _answer(self, command: Command) -> None:
+        if self._steering is not None:
+            self.emit(self._steering.answer(command, self._now()))
+
+    def _set_state(self, state: State, reason: str = "") -> None:
+        self.emit(StateChanged(step=self.step, time=self._now(), state=state, reason=reason))
+
+    def _report(self, what: str) -> None:
+        """Says once, to the script's output and to the monitors, what is lost."""
+        _warn(what)
+        self.emit(Problem(step=self.step, time=self._now(), what=what))
+
+    def _complete(self, outcome: Outcome, reason: str) -> None:
+        self.closed = True
+        atexit.unregister(self._close_at_exit)
+        try:
+            self._take_off()
+        finally:
+            self.emit(RunEnded(step=self.step, time=self._now(), outcome=outcome, reason=reason))
+            if self._link is not None:
+                self._link.close()
+
+    def _take_off(self) -> None:
+        try:
+            if self._instrument is not None:
+                self._instrument.remove()
+        finally:
+            if self._steering is not None:
+                self._steering.uninstall()
+
+    def _give_up(self, error: Exception) -> None:
+        what = f"watching this training stopped, nothing more is recorded: {type(error).__name__}: {error}"
+        self._report(what)
+        try:
+            self._complete("interrupted", what)
+        except Exception as second:  # noqa: BLE001 (whatever else fails, training goes on)
+            _warn(f"while letting go of the model: {type(second).__name__}: {second}")
+
+    def _close_at_exit(self) -> None:
+        """The process ends while the training had not: it was interrupted, or an error passed us by."""
+        error = self.error or getattr(sys, "last_value", None)
+        if error is not None:
+            self.fail(error)
+        else:
+            self.close("interrupted", "the process ended during the training")
+
+    def _now(self) -> float:
+        return time.perf_counter() + self._clock_offset
+
+
+def check_arguments(name: str | None, bind: str | None, statistics_every: int) -> None:
+    """Raises ValueError with what was received and what is possible."""
+    if name is not None and (not name.strip() or len(name) > 200 or not name.isprintable()):
+        raise ValueError(f"name: received {name!r}; possible are 1 to 200 printable characters, or None")
+    if isinstance(statistics_every, bool) or not isinstance(statistics_every, int) or statistics_every < 0:
+        raise ValueError(
+            f"statistics_every: received {statistics_every!r}; possible are 0 (never) and whole numbers of steps"
+        )
+    check_bind(bind)
+
+
+def _warn(what: str) -> None:
+    try:
+        warnings.warn(f"unstuck: {what}", RuntimeWarning, stacklevel=3)
+    except RuntimeWarning:  # warnings are errors here; a training must not end over this one
+        print(f"unstuck: {what}", file=sys.stderr)  # noqa: T201
