@@ -79,8 +79,8 @@ class MonitorCallback(keras.callbacks.Callback):  # type: ignore[misc] # Keras h
         run.begin()
         self._recording = run.recording
         if fit_callbacks is not None:
-            # Keras tells nobody when `fit` dies; its list of callbacks goes away with it.
-            weakref.finalize(fit_callbacks, _end_abandoned, run)
+            # Keras tells nobody when `fit` dies outside the train function; its list of callbacks dies with it.
+            weakref.finalize(fit_callbacks, run.close, "interrupted", "fit ended early")
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """An epoch begins."""
@@ -117,13 +117,6 @@ class MonitorCallback(keras.callbacks.Callback):  # type: ignore[misc] # Keras h
         if self._run is not None:
             self._run.close()
             self._run = None
-
-
-def _end_abandoned(run: Run) -> None:
-    if run.error is not None:
-        run.fail(run.error)
-    else:
-        run.close("interrupted", "fit ended without telling its callbacks")
 
 
 def _find_callback_list() -> keras.callbacks.CallbackList | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import keras
 
-from client_callback.instrument.probe import variable_labels
+from client_callback.instrument.sampler import variable_labels
 from client_callback.steering.describe import describe_optimizer
 from client_callback.steering.optimizers import optimizer_catalogue
 from client_callback.wire.protocol import Layer, RunDescription, Variable

@@ -43,6 +43,7 @@ _IMPORTANT_BYTES = 4 << 20
 _DRAIN_S = 0.025
 """How often the queue is emptied. A wake-up per event would cost the training more than this costs the thread."""
 _HEAL_S = 1.0
+_TOLD_S = 1.0
 
 
 class Link:
@@ -76,6 +77,7 @@ class Link:
         self._closing = threading.Event()
         self._run_file: runs.RunFile | None = None
         self._next_heal = 0.0
+        self._next_told = 0.0
         self._history: JournalWriter | Tail = self._open_history(directory) if record else Tail(0)
         self._server = self._open_server(bind)
         self._thread = threading.Thread(target=self._work, name="unstuck link", daemon=True)
@@ -212,16 +214,23 @@ class Link:
         with self._lock:
             events, self._events = self._events, []
             taken_bytes = self._queued_bytes
-            dropped, self._dropped = self._dropped, []
-        if dropped:
-            self._problems.append(
-                f"{len(dropped)} events between steps {min(dropped)} and {max(dropped)} were lost: "
-                "the disk could not keep up"
-            )
+        ending = self._closing.is_set() or any(isinstance(event, protocol.RunEnded) for event in events)
+        self._tell_dropped(last_chance=ending)
         if not self._ended and (events or (self._problems and self._history.last_seq)):
             self._pass_on(events)
         with self._lock:
             self._queued_bytes -= taken_bytes
+
+    def _tell_dropped(self, *, last_chance: bool) -> None:
+        if not self._dropped or (time.monotonic() < self._next_told and not last_chance):
+            return
+        self._next_told = time.monotonic() + _TOLD_S
+        with self._lock:
+            dropped, self._dropped = self._dropped, []
+        self._problems.append(
+            f"{len(dropped)} events between steps {min(dropped)} and {max(dropped)} were lost: "
+            "the disk could not keep up"
+        )
 
     def _pass_on(self, events: list[Event]) -> None:
         self._step = max([self._step, *(event.step for event in events)])

@@ -158,7 +158,9 @@ class Run:
             self._set_state("running")
         else:
             self._steering.install()
-            self._instrument = Instrument(self.model, every=self._every, on_problem=self._report)
+            self._instrument = Instrument(
+                self.model, every=self._every, on_problem=self._report, on_error=self._end_failed
+            )
             self._instrument.install()
             self._recorder.instrument = self._instrument
             self._recorder.steps_per_call = description.steps_per_execution
@@ -186,11 +188,6 @@ class Run:
     def recording(self) -> Path | None:
         """The file that is written. `None`: there is none."""
         return None if self._link is None else self._link.recording
-
-    @property
-    def error(self) -> BaseException | None:
-        """What the train function raised, if it did."""
-        return None if self._instrument is None else self._instrument.error
 
     # ── Along the training ──────────────────────────────────────────────────────────────────────────
 
@@ -224,7 +221,7 @@ class Run:
     def after_batch(self, logs: Mapping[str, Any] | None = None) -> None:
         """One call of the train function is over. `logs` count only where nothing is measured inside the step."""
         measuring = self._instrument is not None and self._instrument.measuring
-        self._end_call(None if measuring else logs or {})
+        self._end_call(None if measuring else {**(logs or {}), **self._learning_rate()})
 
     @_harmless
     def log(self, /, **values: Any) -> None:
@@ -307,6 +304,11 @@ class Run:
             self._recorder.restart_clock()
             self._set_state("running")
 
+    def _learning_rate(self) -> dict[str, Any]:
+        """Where it is not read inside the step. Not on JAX, whose variables are out of date during a `fit`."""
+        rate = getattr(getattr(self.model, "optimizer", None), "learning_rate", None)
+        return {} if rate is None or keras.backend.backend() == "jax" else {"learning_rate": rate}
+
     def _answer(self, command: Command) -> None:
         if self._steering is not None:
             self.emit(self._steering.answer(command, self._now()))
@@ -318,6 +320,11 @@ class Run:
         """Says once, to the script's output and to the monitors, what is lost."""
         _warn(what)
         self.emit(Problem(step=self.step, time=self._now(), what=what))
+
+    def _end_failed(self, error: BaseException) -> None:
+        """The train function raises, which ends a `fit`. A loop of one's own may well go on."""
+        if not self._own_loop:
+            self.fail(error)
 
     def _complete(self, outcome: Outcome, reason: str) -> None:
         self.closed = True
@@ -347,7 +354,7 @@ class Run:
 
     def _close_at_exit(self) -> None:
         """The process ends while the training had not: it was interrupted, or an error passed us by."""
-        error = self.error or getattr(sys, "last_value", None)
+        error = getattr(sys, "last_value", None)
         if error is not None:
             self.fail(error)
         else:

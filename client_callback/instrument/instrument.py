@@ -6,9 +6,10 @@ on; a thin guard around it tells an error of the instrument from one of the mode
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
-from typing import Any, TypeGuard
+from typing import Any
 
 import keras
 
@@ -16,8 +17,8 @@ from client_callback.instrument.hooks import InstanceHooks
 from client_callback.instrument.probe import Drained, Probe
 from client_callback.wire.protocol import Instrumented
 
-OPERATION_PREFIX = "unstuck/"
-"""Names of operations of ours begin so; an error at run time names the operation it happened in."""
+OPERATION_OF_OURS = re.compile(r"\bunstuck(_\d+)?/")
+"""An error at run time names the operation it happened in; ours are in a name scope of that name."""
 
 
 class Instrument:
@@ -27,20 +28,28 @@ class Instrument:
         model: compiled.
         every: steps between two sampled ones; 0 samples none.
         on_problem: told what is lost when something cannot be measured.
+        on_error: told what the train function is about to raise.
     """
 
-    def __init__(self, model: keras.Model, *, every: int, on_problem: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        model: keras.Model,
+        *,
+        every: int,
+        on_problem: Callable[[str], None],
+        on_error: Callable[[BaseException], None],
+    ) -> None:
         self._model = model
         self._every = every
         self._on_problem = on_problem
+        self._on_error = on_error
         self._probe: Probe | None = None
         self._before = 0
         self._hooks = InstanceHooks()
         self._original: Any = None
         self._rebuilt = False
         self._fresh = False
-        self.error: BaseException | None = None
-        """What the train function raised; it went on to the caller."""
+        self._last_logs: Any = {}
 
     def install(self) -> None:
         """Hooks the model and makes its train function anew, to be traced with the probe at the next batch."""
@@ -141,29 +150,47 @@ class Instrument:
     def _guarded(self, train_function: Callable[..., Any]) -> Callable[..., Any]:
         def guarded_train_function(iterator: Any) -> Any:
             try:
-                logs = train_function(iterator)
+                self._last_logs = self._call(train_function, iterator)
             except BaseException as error:
-                if self._may_be_ours(error):
-                    return self._train_without(iterator, error)
-                self.error = error
+                if not _ends_epoch(error):
+                    self._on_error(error)
                 raise
-            self._fresh = False
-            return logs
+            return self._last_logs
 
         return guarded_train_function
 
-    def _may_be_ours(self, error: BaseException) -> TypeGuard[Exception]:
-        """Whether training may well go on without the probe: an error in tracing, or in an operation of ours."""
-        if not self.measuring or not isinstance(error, Exception) or self._ends_epoch(error):
-            return False
-        return self._fresh or OPERATION_PREFIX in str(error)
-
-    @staticmethod
-    def _ends_epoch(error: Exception) -> bool:
-        return isinstance(error, StopIteration) or type(error).__name__ == "OutOfRangeError"
+    def _call(self, train_function: Callable[..., Any], iterator: Any) -> Any:
+        try:
+            logs = train_function(iterator)
+        except Exception as error:
+            if not self.measuring or _ends_epoch(error):
+                raise
+            if self._fresh:
+                return self._train_without(iterator, error)
+            if not OPERATION_OF_OURS.search(str(error)):
+                raise
+            self._fall_back(error)  # this batch is lost; Keras counts it as trained
+            return self._last_logs
+        self._fresh = False
+        if self._probe is not None and self._probe.failure is not None:
+            self._fall_back(self._probe.failure)
+        return logs
 
     def _train_without(self, iterator: Any, error: Exception) -> Any:
-        """Trains on without the probe. If the model itself is at fault, its error comes again, and passes."""
+        """The first call failed: trains on without the probe. Is the model at fault, its error comes again."""
+        self._fall_back(error)
+        try:
+            return self._model.train_function(iterator)
+        except BaseException as second:
+            if _ends_epoch(second):
+                raise error from None
+            raise
+
+    def _fall_back(self, error: Exception) -> None:
         self._give_up(error)
         self._make_train_function()
-        return self._model.train_function(iterator)
+
+
+def _ends_epoch(error: BaseException) -> bool:
+    """How an iterator says that it has no more batches."""
+    return isinstance(error, StopIteration) or type(error).__name__ == "OutOfRangeError"

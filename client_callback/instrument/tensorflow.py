@@ -42,6 +42,7 @@ class DeviceBuffers:
         self.sampled_steps = _buffer([slots], tf.int64)
         self.rows: tf.Variable | None = None
         self.samples: tf.Variable | None = None
+        self.asides: tf.Variable | None = None
 
     def sampled(self) -> Tensor:
         """Whether the step under way is sampled, a boolean scalar."""
@@ -63,6 +64,13 @@ class DeviceBuffers:
         _set_row(self.sampled_steps, slot, self.count)
         self.sampled_count.assign_add(1)
 
+    def write_aside(self, values: Tensor) -> None:
+        """As `write_sample`, before it and outside any branch: what comes in other steps goes to a spare row."""
+        if self.asides is None:
+            self.asides = _buffer([self.slots + 1, values.shape[0]], tf.float32)
+        slot = tf.where(self.sampled(), self.sampled_count % self.slots, self.slots)
+        _set_row(self.asides, slot, values)
+
     def read_rows(self, first: int) -> tuple[int, Float32]:
         """The rows from step `first` on, as (first step there is, float32[n, columns])."""
         count = int(self.count.numpy())
@@ -75,10 +83,12 @@ class DeviceBuffers:
         """The samples from number `first` on: (first number there is, steps int64[n], float32[n, width])."""
         count = int(self.sampled_count.numpy())
         first = max(first, count - self.slots)
-        if self.samples is None or count == first:
+        rings = [ring.numpy() for ring in (self.asides, self.samples) if ring is not None]
+        if not rings or count == first:
             return first, np.empty(0, np.int64), np.empty((0, 0), np.float32)
         slots = np.arange(first, count) % self.slots
-        return first, self.sampled_steps.numpy()[slots], self.samples.numpy()[slots]
+        matrix = np.concatenate([ring[slots] for ring in rings], axis=1)
+        return first, self.sampled_steps.numpy()[slots], matrix
 
 
 def _buffer(shape: list[int], dtype: Any) -> tf.Variable:

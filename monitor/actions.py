@@ -1,0 +1,240 @@
+"""What each word of the command line does: finds the run or the file, and hands over to who shows it.
+
+Called by `monitor.cli` alone. The app is loaded only when something is to be drawn. How a run is drawn, what
+a command means, and what a file looks like inside are known elsewhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+
+from client_callback.wire import commands, runs
+from client_callback.wire.recording import JournalReader, RecordingError
+from monitor import demo, export, plain, sending
+from monitor.mistake import Mistake
+from monitor.sources import LiveSource, RecordedSource
+
+__all__ = ["ACTIONS", "Mistake"]
+
+Action = Callable[[argparse.Namespace], int]
+
+
+def run_demo(options: argparse.Namespace) -> int:
+    """Starts a demo's training as a process of its own and watches it."""
+    training = demo.start(options.name)
+    try:
+        run = demo.wait_for_run(training)
+    except KeyboardInterrupt:
+        demo.stop(training)
+        raise Mistake("the training was stopped before it began", 130) from None
+    if _draws(options):
+        _draw(LiveSource(run), options)
+        _say(demo.how_to_go_on(training, run))
+        return 0
+    try:
+        with demo.terminated_as_interrupt():
+            _print(LiveSource(run))
+        demo.wait_for_exit(training)
+    except KeyboardInterrupt:
+        demo.stop(training)
+        _say("the demo's training was stopped too")
+        return 130
+    _say(f"recording: {run.recording}" if run.recording else "not recorded")
+    return 0
+
+
+def run_watch(options: argparse.Namespace) -> int:
+    """Watches a live run, or replays its recording when it is over."""
+    live = runs.list_runs()
+    if options.run is None:
+        run = _choose(live, options)
+    else:
+        try:
+            run = runs.choose_run(options.run, live)
+        except runs.RunNotFound as error:
+            if not Path(options.run).is_file():
+                raise Mistake(str(error), 3) from None
+            return _show(_recorded(options.run, 1.0, None), options)
+    return _show(LiveSource(run), options)
+
+
+def run_replay(options: argparse.Namespace) -> int:
+    """Plays a recording."""
+    return _show(_recorded(options.path, options.speed, options.start), options)
+
+
+def run_runs(options: argparse.Namespace) -> int:
+    """Lists the live runs."""
+    live = runs.list_runs()
+    if options.json:
+        _say(msgspec.json.encode(live).decode())
+        return 0
+    if not live:
+        _say("no run is live on this machine")
+        return 0
+    rows = [("ID", "NAME", "PID", "USER", "SINCE", "RECORDING")]
+    for run in live:
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(run.started_at))
+        rows.append((run.run_id, run.name, str(run.pid), run.user, since, run.recording or "none"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        _say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    return 0
+
+
+def run_send(options: argparse.Namespace) -> int:
+    """Sends one command; 0 when it was applied, 1 when it was not."""
+    text = commands.join_words(options.command)
+    try:
+        reply = sending.send(options.run, text, wait_s=options.wait)
+    except sending.CommandError as error:
+        raise Mistake(str(error), 2) from None
+    except sending.RunNotFound as error:
+        raise Mistake(str(error), 3) from None
+    except sending.NoAnswer as error:
+        raise Mistake(str(error), 4) from None
+    if options.json:
+        answer = {
+            "status": reply.status,
+            "step": reply.step,
+            "before": reply.before,
+            "after": reply.after,
+            "reason": reply.reason,
+            "id": reply.id,
+            "command": text,
+        }
+        _say(msgspec.json.encode(answer).decode())
+    else:
+        _say(plain.describe_reply(reply))
+    return 0 if reply.status == "applied" else 1
+
+
+def run_export(options: argparse.Namespace) -> int:
+    """Writes one table of a recording."""
+    output = Path(options.output) if options.output else None
+    with _reader(options.path) as reader:
+        if output is None:
+            export.write_table(reader, options.what, options.to, sys.stdout)
+        elif output.exists() and output.samefile(options.path):
+            raise Mistake(f"{output} is the recording itself; choose another file", 2)
+        else:
+            try:
+                with output.open("w", encoding="utf-8", newline="") as file:
+                    export.write_table(reader, options.what, options.to, file)
+            except OSError as error:
+                raise Mistake(f"{output} cannot be written: {error.strerror or error}", 1) from None
+        for sentence in reader.missing:
+            sys.stderr.write(f"unstuck: {sentence}\n")
+    return 0
+
+
+def run_info(options: argparse.Namespace) -> int:
+    """Says what a recording holds."""
+    with _reader(options.path) as reader:
+        summary = export.summary(reader)
+    if options.json:
+        _say(msgspec.json.encode(summary).decode())
+        return 0
+    summary["started_at"] = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(summary["started_at"]))
+    for name, value in summary.items():
+        _say(f"{name:12}{_in_a_line(value)}")
+    return 0
+
+
+ACTIONS: dict[str, Action] = {
+    "demo": run_demo,
+    "watch": run_watch,
+    "replay": run_replay,
+    "runs": run_runs,
+    "send": run_send,
+    "export": run_export,
+    "info": run_info,
+}
+
+
+def _choose(live: list[runs.RunFile], options: argparse.Namespace) -> runs.RunFile:
+    if not live:
+        raise Mistake(
+            "no run is live on this machine; start one with `unstuck demo`, or give model.fit "
+            "callbacks=[MonitorCallback()] (from client_callback)",
+            3,
+        )
+    if len(live) == 1:
+        return live[0]
+    if not (_draws(options) and sys.stdin.isatty()):
+        sys.stderr.write(f"unstuck: {len(live)} runs are live; watching the newest, {live[0].run_id}\n")
+        return live[0]
+    for number, run in enumerate(live, 1):
+        since = time.strftime("%H:%M:%S", time.localtime(run.started_at))
+        _say(f"{number:3}  {run.run_id}  {run.name}  since {since}")
+    while True:
+        try:
+            answer = input(f"Which run? [1-{len(live)}, Enter for the newest] ").strip()
+        except EOFError:
+            raise KeyboardInterrupt from None
+        if not answer:
+            return live[0]
+        if answer.isdecimal() and 1 <= int(answer) <= len(live):
+            return live[int(answer) - 1]
+        with contextlib.suppress(runs.RunNotFound):
+            return runs.choose_run(answer, live)
+
+
+def _show(source: LiveSource | RecordedSource, options: argparse.Namespace) -> int:
+    if _draws(options):
+        _draw(source, options)
+    else:
+        _print(source)
+    return 0
+
+
+def _draw(source: LiveSource | RecordedSource, options: argparse.Namespace) -> None:
+    from monitor.app import UnstuckApp  # noqa: PLC0415  (Textual, only when something is drawn)
+
+    with contextlib.closing(source):
+        UnstuckApp(source, ascii_only=options.ascii).run()
+
+
+def _print(source: LiveSource | RecordedSource) -> None:
+    with contextlib.closing(source):
+        plain.follow(source, sys.stdout)
+
+
+def _draws(options: argparse.Namespace) -> bool:
+    return bool(not options.no_tui and sys.stdout.isatty())
+
+
+def _recorded(path: str, speed: float, start: int | None) -> RecordedSource:
+    try:
+        return RecordedSource(Path(path), speed, start)
+    except RecordingError as error:
+        raise Mistake(str(error), 1) from None
+
+
+@contextlib.contextmanager
+def _reader(path: str) -> Iterator[JournalReader]:
+    try:
+        with JournalReader(Path(path)) as reader:
+            yield reader
+    except RecordingError as error:
+        raise Mistake(str(error), 1) from None
+
+
+def _in_a_line(value: object) -> str:
+    if isinstance(value, dict):
+        return " ".join(f"{name}={_in_a_line(item)}" for name, item in value.items())
+    if isinstance(value, list):
+        return "; ".join(_in_a_line(item) for item in value) or "none"
+    return "unknown" if value is None else str(value)
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()

@@ -1,0 +1,140 @@
+"""The command `unstuck`: what can be typed, and what a mistake is answered with.
+
+Only the words are here, so that `--help` costs next to nothing; what they do is in `monitor.actions`, loaded
+when it is needed. The words, columns and exit codes are stable: scripts depend on them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+from collections.abc import Sequence
+
+EPILOG = """
+exit codes: 0 done (send: applied); 1 refused, failed, or the file cannot be read; 2 not understood;
+3 no such run; 4 no answer in time
+
+RUN is a run's id, a unique prefix of it, its name (the newest), an endpoint, or its recording's path.
+UNSTUCK_HOME=FOLDER moves every file that unstuck writes under one folder.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    options = _parser().parse_args(argv)
+    from monitor import actions  # noqa: PLC0415  (after the words are understood: --help must be quick)
+
+    try:
+        code = actions.ACTIONS[options.action](options)
+        sys.stdout.flush()
+    except actions.Mistake as mistake:
+        print(f"unstuck: {mistake}", file=sys.stderr)
+        return mistake.code
+    except BrokenPipeError:
+        # The reader of a pipe, such as `head`, has seen enough. Python must not flush to it again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="unstuck",
+        description="Watch a Keras training run in the terminal and steer it while it trains.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"unstuck {_Version()}")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+
+    demo = actions.add_parser("demo", help="train a small real network here and watch it")
+    demo.add_argument(
+        "name", nargs="?", default="heart", choices=("heart", "digits"), help="heart (gets stuck) or digits"
+    )
+    _add_drawing(demo)
+
+    watch = actions.add_parser("watch", help="watch a live run and steer it")
+    watch.add_argument("run", nargs="?", metavar="RUN", help="which one; by default the newest")
+    _add_drawing(watch)
+
+    replay = actions.add_parser("replay", help="play a recording")
+    replay.add_argument("path", metavar="PATH", help="the recording (*.unstuck)")
+    replay.add_argument("--speed", type=_speed, default=1.0, metavar="X", help="times as fast (default 1)")
+    replay.add_argument("--from", type=_step, dest="start", metavar="STEP", help="begin at this step")
+    _add_drawing(replay)
+
+    runs = actions.add_parser("runs", help="list the live runs of this machine")
+    runs.add_argument("--json", action="store_true", help="as a JSON array")
+
+    send = actions.add_parser(
+        "send",
+        help="send one command to a live run and print its answer",
+        description="Sends one command, such as `lr x0.5`, `optimizer sgd learning_rate=0.01`, `pause`, "
+        "`resume`, `stop` or `note TEXT`, and waits for the answer.",
+    )
+    send.add_argument("run", metavar="RUN")
+    send.add_argument("command", nargs="+", metavar="COMMAND", help="the command's words")
+    send.add_argument(
+        "--json",
+        action="store_true",
+        help="print one object: status, step, before, after, reason, id, command",
+    )
+    send.add_argument("--wait", type=_seconds, default=10.0, metavar="S", help="seconds to wait (default 10)")
+
+    export = actions.add_parser(
+        "export",
+        help="write a recording as CSV or JSON lines",
+        description="Steps are counted from 0. Values that are no number are nan, inf or -inf in CSV and "
+        "null in JSON lines. Empty (null) is what was not recorded.",
+    )
+    export.add_argument("path", metavar="PATH", help="the recording (*.unstuck)")
+    export.add_argument("--to", required=True, choices=("csv", "jsonl"))
+    export.add_argument("--what", default="steps", choices=("steps", "epochs", "layers", "events"))
+    export.add_argument("-o", "--output", metavar="FILE", help="by default standard output")
+
+    info = actions.add_parser("info", help="say what a recording holds")
+    info.add_argument("path", metavar="PATH", help="the recording (*.unstuck)")
+    info.add_argument("--json", action="store_true", help="as a JSON object")
+    return parser
+
+
+class _Version:
+    """Looked up only when it is printed; the package's metadata costs 20 ms to read."""
+
+    def __str__(self) -> str:
+        from importlib.metadata import version  # noqa: PLC0415
+
+        return version("unstuck")
+
+
+def _add_drawing(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--no-tui", action="store_true", help="print lines instead of drawing")
+    parser.add_argument("--ascii", action="store_true", help="draw with plain ASCII characters")
+
+
+def _speed(text: str) -> float:
+    return _positive(text.removesuffix("x"), "a positive number such as 10")
+
+
+def _seconds(text: str) -> float:
+    return _positive(text, "a positive number of seconds")
+
+
+def _positive(text: str, what: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+    return value
+
+
+def _step(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no step; steps are counted from 0")
+    return int(text)

@@ -1,0 +1,113 @@
+"""Finds the first NaN or infinity of a run.
+
+Sees: a measured value that is not finite in a series of every step, or in a sampled gradient. Hurts because
+one such gradient makes the weights NaN, and no later step can bring them back. Source: IEEE 754; Keras' own
+`TerminateOnNaN` stops at the same sign. Wrong when a metric is undefined by nature (a ratio with nothing
+below the line), and when a loss scale is being searched for in mixed precision, where single steps with
+infinite gradients are skipped on purpose: then later steps are finite again, and the finding says so.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from client_callback.wire.protocol import Float64
+from monitor.diagnosis.examples import noisy, session_of, with_value
+from monitor.diagnosis.finding import Finding, Remedy, Rule, Severity
+from monitor.session import Session
+
+
+class _Sign(NamedTuple):
+    step: int
+    what: str
+    """Which series or variable, and what was measured."""
+    lasting: bool
+    """Whether its newest value is not finite either."""
+
+
+def check(session: Session) -> list[Finding]:
+    """One finding on the first values that are not finite, or none."""
+    signs = sorted([*_in_series(session), *_in_gradients(session)])
+    if not signs:
+        return []
+    first, end = signs[0].step, len(session.times)
+    detail = "; ".join(f"{sign.what} first at step {sign.step:,}" for sign in signs[:3])
+    if len(signs) > 3:
+        detail += f"; and {len(signs) - 3} more"
+    if before := _last_finite_loss(session, first):
+        detail += f". {before}"
+    lasting = [sign for sign in signs if sign.lasting]
+    if not lasting:
+        detail += ". Later steps are finite again"
+    severity: Severity = "critical" if lasting else "note"
+    title = "Values are not finite" if lasting else "Some values were not finite"
+    remedies = _REMEDIES if lasting else ()
+    return [Finding("non-finite", title, detail, severity, first, end, remedies)]
+
+
+_REMEDIES = (
+    Remedy("Stop: weights that are NaN stay NaN, whatever the rate is", "stop"),
+    Remedy("Hold the training while you look", "pause"),
+    Remedy("Next run: start from the last good weights with a tenth of the rate, and clip the gradients"),
+    Remedy("Check inputs and targets for NaN, and logarithms or divisions of your own for zeros"),
+)
+
+
+def _in_series(session: Session) -> list[_Sign]:
+    signs = []
+    for name, column in session.series.items():
+        steps = column.non_finite(0, len(column))
+        if len(steps):
+            value = float(column.values[steps[0]])
+            signs.append(_Sign(int(steps[0]), f"{name} was {value}", int(steps[-1]) == len(column) - 1))
+    return signs
+
+
+def _in_gradients(session: Session) -> list[_Sign]:
+    rows, layout = session.statistics.get("gradient_non_finite"), session.layouts.get("gradient_non_finite")
+    if rows is None or layout is None or len(layout.labels) != rows.width:
+        return []
+    counts = rows.matrix
+    hit = np.flatnonzero(counts.max(axis=1, initial=0) > 0)
+    if not len(hit):
+        return []
+    row = counts[hit[0]]
+    variable = int(np.argmax(row > 0))
+    others = int(np.count_nonzero(row > 0)) - 1
+    what = f"the gradient of {layout.labels[variable]} had {row[variable]:,.0f} entries that are not finite"
+    if others:
+        what += f" (and {others} more variables)"
+    return [_Sign(int(rows.steps[hit[0]]), what, bool(hit[-1] == len(counts) - 1))]
+
+
+def _last_finite_loss(session: Session, step: int) -> str:
+    loss = session.series.get("loss")
+    if loss is None or step == 0 or step > len(loss):
+        return ""
+    value = float(loss.values[step - 1])
+    return f"The loss was {value:.4g} one step before" if math.isfinite(value) else ""
+
+
+def _falling() -> Float64:
+    return noisy(2.3 * np.exp(-np.arange(400) / 150), 0.02)
+
+
+HEALTHY = {
+    "all values are finite": lambda: session_of({"loss": _falling(), "accuracy": 1 - _falling() / 3}),
+    "gradients are sampled and finite": lambda: session_of(
+        {"loss": _falling()}, gradient_non_finite={0: {"dense/kernel": 0}, 10: {"dense/kernel": 0}}
+    ),
+}
+AILING = {
+    "the loss becomes NaN": lambda: session_of({"loss": with_value(_falling(), 120, math.nan)}),
+    "the loss becomes infinite": lambda: session_of({"loss": with_value(_falling(), 120, math.inf)}),
+    "a gradient is not finite before the loss is": lambda: session_of(
+        {"loss": with_value(_falling(), 121, math.nan)},
+        gradient_non_finite={110: {"dense/kernel": 0}, 120: {"dense/kernel": 64}},
+    ),
+}
+
+RULE = Rule("non-finite", check, HEALTHY, AILING)

@@ -1,0 +1,245 @@
+"""Finds stretches in which the loss made no progress beyond its noise.
+
+Sees: the losses of single steps, averaged over 32 blocks of a window that is a quarter to a half of the run
+(256 steps at least). A window is flat when both hold:
+
+- its trend is no significant fall: Mann-Kendall's test on the block means, one-sided;
+- a fall worth having would have been noticed: the upper confidence bound of Theil-Sen's slope, times the
+  window, stays below `WORTHWHILE_SHARE` of the loss. Without this, noise alone would pass for a plateau.
+
+Both take the variance of Kendall's S, enlarged by the lag-1 correlation of the block means (Bayley &
+Hammersley 1946), and so need no normal noise and bear a few spikes. Sources: Mann (1945), Sen (1968).
+
+Hurts because compute is spent on nothing. Try another rate or optimizer. Wrong when the loss has reached what
+the data allow (the finding says "converged or stuck" where the loss is tiny), and in warm-ups longer than the
+window. Silent when the loss of single steps is not known.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from client_callback.wire.protocol import Float64
+from monitor.diagnosis.examples import noisy, session_of
+from monitor.diagnosis.finding import Finding, Remedy, Rule
+from monitor.series import Column
+from monitor.session import Session
+
+BLOCKS: Final = 32
+"""Blocks in a window: enough for a rank test, few enough that blocks outlast the noise's memory."""
+SHORTEST_BLOCK: Final = 8
+"""Steps. A window is thus 256 steps at least."""
+MOST_BLOCKS: Final = 128
+"""Over the whole run; block length doubles when there would be more. Bounds the cost at any length."""
+FALL_Z: Final = 1.645
+"""One-sided 5 %: from here on a fall counts as progress."""
+POWER_Z: Final = 2.33
+"""One-sided 1 %: how sure to be that no worthwhile fall was missed."""
+WORTHWHILE_SHARE: Final = 0.05
+"""Of the loss itself, over the window. ReduceLROnPlateau's default asks for less and is fooled by noise."""
+ACHIEVED_SHARE: Final = 0.01
+"""Of what the loss has fallen since the start; what counts near convergence, where the loss is tiny."""
+CONVERGED_SHARE: Final = 0.02
+"""Of the first losses. Below, a flat loss may as well be the end of the road."""
+MOST_SHOWN: Final = 8
+
+_FIRSTS, _SECONDS = np.triu_indices(BLOCKS, 1)
+_VARIANCE_OF_S: Final = BLOCKS * (BLOCKS - 1) * (2 * BLOCKS + 5) / 18
+
+
+class _Flat(NamedTuple):
+    """One stretch of the run without progress."""
+
+    start: int
+    stop: int
+    level: float
+    """Mean loss."""
+    fall: float
+    """By how much the loss fell over the last window, by Theil-Sen. Negative: it rose."""
+    fall_at_most: float
+    """The upper confidence bound of that."""
+
+
+def check(session: Session) -> list[Finding]:
+    """One finding per flat stretch, the newest first; those that are over are notes."""
+    loss = session.series.get("loss")
+    if loss is None or session.series_kinds.get("loss") == "running":
+        return []
+    block = _block_steps(len(loss))
+    means = _block_means(loss, block)
+    if len(means) < BLOCKS:
+        return []
+    reached = len(means) * block
+    return [
+        _finding(session, flat, first_level=float(means[0]), over=flat.stop < reached)
+        for flat in reversed(_flat_stretches(means, block)[-MOST_SHOWN:])
+    ]
+
+
+def _finding(session: Session, flat: _Flat, *, first_level: float, over: bool) -> Finding:
+    steps = flat.stop - flat.start
+    noise = float(np.std(_newest(session.series["loss"], flat)))
+    detail = (
+        f"loss {flat.level:.4g} ± {noise:.2g} over steps {flat.start:,} to {flat.stop - 1:,}: "
+        f"it {_changed(flat)} in the last {min(steps, _window(session)):,} of them"
+    )
+    for name, column in session.series.items():
+        if "acc" in name and session.series_kinds.get(name) == "batch" and len(_newest(column, flat)):
+            detail += f"; {name} {float(np.mean(_newest(column, flat))):.3g}"
+            break
+    if over:
+        return Finding("plateau", "Plateau, over now", detail, "note", flat.start, flat.stop, (), shaded=True)
+    if abs(flat.level) < CONVERGED_SHARE * abs(first_level):
+        detail += f", and began at {first_level:.4g}"
+        title = "Converged or stuck"
+        remedies = (Remedy("Nothing more to gain here, if validation agrees: stop", "stop"),)
+        return Finding("plateau", title, detail, "note", flat.start, flat.stop, remedies, shaded=True)
+    title = "Stuck: no progress beyond noise"
+    return Finding(
+        "plateau", title, detail, "warning", flat.start, flat.stop, _remedies(session), shaded=True
+    )
+
+
+def _newest(column: Column, flat: _Flat) -> npt.NDArray[np.float32]:
+    """The finite values of the last steps of a stretch, at most 4,096 of them."""
+    values = column.values[max(flat.start, flat.stop - 4_096) : flat.stop]
+    return np.asarray(values[np.isfinite(values)])
+
+
+def _changed(flat: _Flat) -> str:
+    percent = 100 / abs(flat.level) if flat.level else math.inf
+    if not math.isfinite(percent):
+        return f"changed by {-flat.fall:.2g}"
+    word = "fell" if flat.fall >= 0 else "rose"
+    bound = max(0.0, flat.fall_at_most * percent)
+    return f"{word} {abs(flat.fall) * percent:.1f} % (a fall beyond {bound:.1f} % is ruled out)"
+
+
+def _remedies(session: Session) -> tuple[Remedy, ...]:
+    adaptive = session.optimizer is not None and not session.optimizer.name.startswith("sgd")
+    switch = (
+        Remedy("Try plain momentum", "optimizer sgd learning_rate=0.01 momentum=0.9")
+        if adaptive
+        else Remedy("Try an adaptive optimizer", "optimizer adam learning_rate=0.001")
+    )
+    return (
+        Remedy("Lower the learning rate", "lr /10"),
+        Remedy("Or raise it, to leave a flat region", "lr x3"),
+        switch,
+        Remedy("If units have died or inputs are not scaled, no rate helps: start afresh with a lower one"),
+    )
+
+
+def _window(session: Session) -> int:
+    return BLOCKS * _block_steps(len(session.series["loss"]))
+
+
+def _block_steps(steps: int) -> int:
+    """Steps per block: a power of two, so that blocks stay where they are while the run grows."""
+    block = SHORTEST_BLOCK
+    while steps // block > MOST_BLOCKS:
+        block *= 2
+    return block
+
+
+def _block_means(loss: Column, block: int) -> Float64:
+    """Mean of each whole block; NaN where no loss in it was finite."""
+    count = len(loss) // block
+    if count < BLOCKS:
+        return np.empty(0)
+    # Centred windows of one block's length, one block apart, are exactly the blocks.
+    stop = count * block - block // 2 + 1
+    _, means = loss.smoothed(block // 2, stop, count, block)
+    return means
+
+
+def _flat_stretches(means: Float64, block: int) -> list[_Flat]:
+    """The unions of all flat windows of `BLOCKS` blocks, in order."""
+    windows = np.lib.stride_tricks.sliding_window_view(means, BLOCKS)
+    falls, at_most, z = _trends(windows)
+    levels = windows.mean(axis=1)
+    worthwhile = np.maximum(
+        WORTHWHILE_SHARE * np.abs(levels), ACHIEVED_SHARE * np.maximum(means[0] - levels, 0.0)
+    )
+    with np.errstate(invalid="ignore"):
+        flat = (z > -FALL_Z) & (at_most <= worthwhile)
+    stretches: list[_Flat] = []
+    for window in np.flatnonzero(flat).tolist():
+        first = window
+        if stretches and window * block <= stretches[-1].stop:
+            first = stretches.pop().start // block
+        last = window + BLOCKS
+        level = float(means[first:last].mean())
+        stretches.append(
+            _Flat(first * block, last * block, level, float(falls[window]), float(at_most[window]))
+        )
+    return stretches
+
+
+def _trends(windows: npt.NDArray[np.float64]) -> tuple[Float64, Float64, Float64]:
+    """Per window: Theil-Sen's fall over it, its upper bound, and Mann-Kendall's z, negative when it falls."""
+    changes = windows[:, _SECONDS] - windows[:, _FIRSTS]
+    slopes = np.sort(changes / (_SECONDS - _FIRSTS), axis=1)
+    median = np.median(slopes, axis=1)
+    residuals = windows - median[:, None] * np.arange(BLOCKS)
+    spread = np.sqrt(_VARIANCE_OF_S * _variance_inflation(residuals))
+    z = np.sign(changes).sum(axis=1) / spread
+    # Sen's confidence bound: the slope whose rank lies POWER_Z standard deviations of S below the middle.
+    pairs = slopes.shape[1]
+    rank = np.floor((pairs - POWER_Z * spread) / 2).astype(np.int64)
+    lowest = np.take_along_axis(slopes, rank.clip(0)[:, None], axis=1)[:, 0]
+    return -median * BLOCKS, -lowest * BLOCKS, z
+
+
+def _variance_inflation(residuals: npt.NDArray[np.float64]) -> Float64:
+    """(1 + r) / (1 - r), r being the lag-1 correlation of the block means: 1 when they are independent."""
+    centred = residuals - residuals.mean(axis=1, keepdims=True)
+    power = (centred**2).sum(axis=1)
+    lagged = (centred[:, 1:] * centred[:, :-1]).sum(axis=1)
+    correlation = np.divide(lagged, power, out=np.zeros_like(power), where=power > 0)
+    # Estimated from so few blocks it comes out too low, by (1 + 3 r) / n (Kendall 1954).
+    correlation = (correlation + (1 + 3 * correlation) / BLOCKS).clip(0.0, 0.9)
+    return np.asarray((1 + correlation) / (1 - correlation))
+
+
+def _steps(count: int) -> Float64:
+    return np.arange(count, dtype=np.float64)
+
+
+def _falls_then_stays(until: int, count: int) -> Float64:
+    return np.maximum(2.3 * np.exp(-_steps(count) / 150), 2.3 * math.exp(-until / 150))
+
+
+HEALTHY = {
+    "the loss falls like 1 / sqrt(step)": lambda: session_of(
+        {"loss": noisy(2.3 / np.sqrt(1 + _steps(3_000) / 50), 0.05)}
+    ),
+    "the loss falls exponentially": lambda: session_of(
+        {"loss": noisy(2.3 * np.exp(-_steps(900) / 400), 0.02)}
+    ),
+    "the loss falls slowly under much noise": lambda: session_of(
+        {"loss": noisy(0.69 - 0.15 * _steps(2_000) / 2_000, 0.1)}
+    ),
+    "the first steps are flat": lambda: session_of({"loss": noisy(np.full(200, 0.693), 0.02)}),
+    "only running means are known": lambda: session_of(
+        {"loss": noisy(np.full(2_000, 0.693), 0.02)}, running=("loss",)
+    ),
+}
+AILING = {
+    "the loss sits at ln 2": lambda: session_of({"loss": noisy(np.full(600, 0.693), 0.03)}),
+    "the loss is constant": lambda: session_of({"loss": np.full(400, 8.06)}),
+    "the loss is flat under much noise": lambda: session_of({"loss": noisy(np.full(3_000, 0.69), 0.1)}),
+    "the loss falls and then stays": lambda: session_of({"loss": noisy(_falls_then_stays(200, 2_000), 0.03)}),
+    "the loss has spikes on a plateau": lambda: session_of(
+        {"loss": noisy(np.where(_steps(1_000) % 317 == 5, 20.0, 0.7), 0.02)}
+    ),
+    "the loss has come close to zero": lambda: session_of(
+        {"loss": noisy(np.maximum(2.3 * np.exp(-_steps(4_000) / 100), 0.004), 0.0005)}
+    ),
+}
+
+RULE = Rule("plateau", check, HEALTHY, AILING)

@@ -1,0 +1,201 @@
+"""A recording as tables that other programs read: CSV, or JSON with one object per line.
+
+`unstuck export` and `unstuck info` call here. Frames are streamed from the file, never held as a whole; the
+file is read twice, because the columns are known only at its end. Nothing is computed that was not recorded.
+"""
+
+from __future__ import annotations
+
+import csv
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from typing import IO, Any, Literal, TypeVar
+
+import msgspec
+import numpy as np
+
+from client_callback.wire import protocol
+from client_callback.wire.recording import JournalReader
+
+Format = Literal["csv", "jsonl"]
+What = Literal["steps", "epochs", "layers", "events"]
+Row = Sequence[Any]
+Table = tuple[list[str], Iterator[Row]]
+
+_E = TypeVar("_E", bound=protocol.Event)
+
+_STEP_COLUMNS = ("loss", "learning_rate", "grad_norm")
+_json = msgspec.json.Encoder()
+
+
+def write_table(reader: JournalReader, what: What, to: Format, file: IO[str]) -> int:
+    """Writes one table of the recording to `file`; returns how many rows it has, the header not counted.
+
+    Numbers are written in full: float32 values with as many digits as tell them apart. NaN and infinities
+    are `nan`, `inf`, `-inf` in CSV, and null in JSON, which has no such numbers.
+    """
+    columns, rows = TABLES[what](reader)
+    if to == "jsonl":
+        return _write_lines(file, columns, rows)
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(columns)
+    count = 0
+    for row in rows:
+        writer.writerow(row)
+        count += 1
+    return count
+
+
+def _write_lines(file: IO[str], columns: list[str], rows: Iterator[Row]) -> int:
+    count = 0
+    for row in rows:
+        values = map(_plain, row)
+        file.write(_json.encode(dict(zip(columns, values, strict=True))).decode() + "\n")
+        count += 1
+    return count
+
+
+def _plain(value: object) -> object:
+    """What JSON can hold. A float32 keeps its own digits: 0.1, not 0.10000000149011612."""
+    if isinstance(value, np.floating):
+        return float(str(value))
+    return dict(value) if isinstance(value, _Details) else value
+
+
+def steps_table(reader: JournalReader) -> Table:
+    """One row per step: `step,epoch,time,loss,learning_rate,grad_norm` and every other series."""
+    metrics: dict[str, None] = {}
+    epochs: list[tuple[int, int]] = []
+    for _, event in reader.events():
+        if isinstance(event, protocol.Steps):
+            metrics.update(dict.fromkeys(event.columns))
+        elif isinstance(event, protocol.EpochBegan):
+            epochs.append((event.step, event.epoch))
+    series = [*_STEP_COLUMNS, *(name for name in metrics if name not in _STEP_COLUMNS)]
+    return ["step", "epoch", "time", *series], _step_rows(reader, series, epochs)
+
+
+def _step_rows(reader: JournalReader, series: list[str], epochs: list[tuple[int, int]]) -> Iterator[Row]:
+    first_steps = [step for step, _ in epochs]
+    for event in _of(reader, protocol.Steps):
+        recorded = protocol.step_columns(event)
+        columns = [list(recorded[n]) if n in recorded else [None] * event.count for n in series]
+        for at, (time, *values) in enumerate(zip(protocol.step_times(event), *columns, strict=True)):
+            step = event.first + at
+            began = bisect_right(first_steps, step) - 1
+            epoch = epochs[began][1] if began >= 0 else None
+            yield [step, epoch, float(time), *values]
+
+
+def epochs_table(reader: JournalReader) -> Table:
+    """One row per ended epoch: `epoch,step,time` and everything Keras reported; `step`: completed by then."""
+    names: dict[str, None] = {}
+    for event in _of(reader, protocol.EpochEnded):
+        names.update(dict.fromkeys(event.logs))
+
+    def rows() -> Iterator[Row]:
+        for event in _of(reader, protocol.EpochEnded):
+            yield [event.epoch, event.step, event.time, *(event.logs.get(name) for name in names)]
+
+    return ["epoch", "step", "time", *names], rows()
+
+
+def layers_table(reader: JournalReader) -> Table:
+    """One row per sampled step and variable: `step,variable` and every statistic of variables."""
+    names: dict[str, None] = {}
+    for event in _of(reader, protocol.Instrumented):
+        names.update(dict.fromkeys(s.name for s in event.statistics if s.of == "variables"))
+    return ["step", "variable", *names], _layer_rows(reader, list(names))
+
+
+def _layer_rows(reader: JournalReader, names: list[str]) -> Iterator[Row]:
+    labels: dict[str, tuple[str, ...]] = {}
+    for _, event in reader.events():
+        if isinstance(event, protocol.Instrumented):
+            labels = {s.name: s.labels for s in event.statistics if s.of == "variables"}
+        elif isinstance(event, protocol.Samples):
+            columns = {n: v for n, v in protocol.sample_columns(event).items() if n in labels}
+            variables = dict.fromkeys(label for name in columns for label in labels[name])
+            for at, step in enumerate(protocol.sample_steps(event)):
+                cells = {name: dict(zip(labels[name], columns[name][at], strict=False)) for name in columns}
+                for variable in variables:
+                    yield [int(step), variable, *(cells.get(name, {}).get(variable) for name in names)]
+
+
+def events_table(reader: JournalReader) -> Table:
+    """One row per event that is not steps or samples: `seq,time,step,kind` and `details` as JSON."""
+
+    def rows() -> Iterator[Row]:
+        for frame, event in reader.events():
+            if not isinstance(event, protocol.Steps | protocol.Samples):
+                details = msgspec.to_builtins(event)
+                kind = details.pop("kind")
+                del details["step"], details["time"]
+                yield [frame.seq, event.time, event.step, kind, _Details(details)]
+
+    return ["seq", "time", "step", "kind", "details"], rows()
+
+
+class _Details(dict[str, Any]):
+    """A part of an event: an object in JSON lines, its JSON text in a CSV's cell."""
+
+    def __str__(self) -> str:
+        return _json.encode(dict(self)).decode()
+
+
+TABLES: dict[What, Callable[[JournalReader], Table]] = {
+    "steps": steps_table,
+    "epochs": epochs_table,
+    "layers": layers_table,
+    "events": events_table,
+}
+
+
+def summary(reader: JournalReader) -> dict[str, Any]:
+    """What a recording holds, as `unstuck info` shows it."""
+    run = reader.run
+    steps, epochs, frames, last_time = 0, 0, 0, run.started_at
+    replies: list[dict[str, Any]] = []
+    ended: protocol.RunEnded | None = None
+    series: dict[str, None] = {}
+    optimizer = run.optimizer
+    for _, event in reader.events():
+        frames += 1
+        last_time = max(last_time, event.time)
+        if isinstance(event, protocol.Steps):
+            steps = max(steps, event.first + event.count)
+            series.update(dict.fromkeys(event.columns))
+        elif isinstance(event, protocol.EpochEnded):
+            epochs += 1
+        elif isinstance(event, protocol.Reply):
+            replies.append({"step": event.step, "command": event.text, "status": event.status})
+        elif isinstance(event, protocol.OptimizerChanged):
+            optimizer = event.optimizer
+        elif isinstance(event, protocol.RunEnded):
+            ended = event
+    return {
+        "path": str(reader.path),
+        "run_id": run.run_id,
+        "name": run.name,
+        "model": run.model,
+        "parameters": run.parameters,
+        "backend": run.backend,
+        "host": run.host,
+        "user": run.user,
+        "started_at": run.started_at,
+        "duration_s": round(last_time - run.started_at, 3),
+        "outcome": ended.outcome if ended else None,
+        "reason": ended.reason if ended else "no end recorded: still running, or its process was killed",
+        "steps": steps,
+        "epochs": epochs,
+        "series": list(series),
+        "optimizer": msgspec.to_builtins(optimizer) if optimizer else None,
+        "commands": replies,
+        "frames": frames,
+        "bytes": reader.path.stat().st_size,
+        "missing": reader.missing,
+    }
+
+
+def _of(reader: JournalReader, kind: type[_E]) -> Iterator[_E]:
+    return (event for _, event in reader.events() if isinstance(event, kind))

@@ -1,0 +1,197 @@
+"""The line that commands are typed on, with completion and history.
+
+It opens over the line of hints, says what is possible while one types, and posts the finished line. What a
+line means is decided by the app.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar, Final
+
+from textual import events
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical
+from textual.content import Content
+from textual.suggester import Suggester
+from textual.widgets import Input, Static
+
+from client_callback.wire.commands import COMMANDS, complete
+from monitor.messages import LineClosed, LineEntered
+from monitor.panels.panel import plain
+
+LONGEST_HISTORY: Final = 200
+_LABELS: Final = {"command": ":", "seek": "go to step "}
+
+
+class CommandLine(Vertical):
+    """Hidden until `open`."""
+
+    def __init__(self) -> None:
+        super().__init__(id="command-line")
+        self.display = False
+        self._purpose = "command"
+        self._history: list[str] = []
+        self._place = 0
+        self._draft = ""
+        self._complaint = ("", "")
+        self._optimizers: Mapping[str, Sequence[str]] = {}
+        self._ascii_only = False
+
+    def compose(self) -> ComposeResult:
+        """What is possible; below it label and input."""
+        yield Static(id="command-help")
+        with Horizontal():
+            yield Static(id="command-label")
+            yield _Line(self._steer)
+
+    @property
+    def line(self) -> Input:
+        """Where the text is."""
+        return self.query_one(_Line)
+
+    def open(
+        self,
+        text: str,
+        *,
+        purpose: str = "command",
+        complaint: str = "",
+        optimizers: Mapping[str, Sequence[str]],
+        history: Sequence[str],
+        ascii_only: bool,
+    ) -> None:
+        """Shows itself with `text` on the line.
+
+        Args:
+            text: To begin with.
+            purpose: `command` or `seek`; comes back with the line.
+            complaint: What is wrong with that text; shown until it is changed.
+            optimizers: What can be completed after `optimizer`.
+            history: What was sent to this run before, oldest first; goes before what was typed here.
+            ascii_only: Whether the terminal shows nothing else.
+        """
+        self._complaint = (text, complaint)
+        self._purpose, self._optimizers, self._ascii_only = purpose, optimizers, ascii_only
+        typed = [entry for entry in self._history if entry not in history]
+        self._history = [*dict.fromkeys(history), *typed][-LONGEST_HISTORY:]
+        self._place, self._draft = len(self._history), text
+        self.query_one("#command-label", Static).update(Content(_LABELS[purpose]))
+        self.line.suggester = _Completion(self._options)
+        self.display = True
+        self.line.value = text
+        self.line.cursor_position = len(text)
+        self.line.focus()
+        self._say_what_is_possible()
+
+    def close(self) -> None:
+        """Hides itself."""
+        self.display = False
+        self.line.value = ""
+        self.screen.set_focus(None)
+        self.post_message(LineClosed())
+
+    def say(self, text: str) -> None:
+        """Shows a line of help or an error above the input."""
+        self.query_one("#command-help", Static).update(Content(plain(text, self._ascii_only)))
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        """Hands the line over and closes."""
+        event.stop()
+        text = event.value.strip()
+        if text and self._purpose == "command" and self._history[-1:] != [text]:
+            self._history.append(text)
+        purpose = self._purpose
+        self.close()
+        if text:
+            self.post_message(LineEntered(purpose, text))
+
+    def on_input_changed(self, event: Input.Changed) -> None:
+        """Keeps the help in step with what is typed."""
+        event.stop()
+        self._say_what_is_possible()
+
+    def on_descendant_blur(self, event: events.DescendantBlur) -> None:
+        """Closes when the focus goes elsewhere, as by a click."""
+        self.call_after_refresh(self._close_if_left)
+
+    def _close_if_left(self) -> None:
+        if self.display and self.app.screen is self.screen and self.screen.focused is not self.line:
+            self.close()
+
+    def _options(self, text: str) -> list[str]:
+        return complete(text, self._optimizers) if self._purpose == "command" else []
+
+    def _say_what_is_possible(self) -> None:
+        text = self.line.value
+        if self._complaint[1] and text == self._complaint[0]:
+            self.say(self._complaint[1])
+            return
+        if self._purpose == "seek":
+            self.say("a step such as 1200, or +50 and -50 from here")
+            return
+        options = self._options(text)
+        if " " not in text and options:
+            self.say("  ".join(option.strip() for option in options))
+        elif (spec := COMMANDS.get(text.split(" ")[0])) and spec.name != "optimizer":
+            self.say(f"{spec.usage}   {spec.summary}")
+        else:
+            shown = [option.rstrip().rpartition(" ")[2] for option in options]
+            self.say("  ".join(shown) if options else "ARGUMENT=VALUE, by Keras' own names" if spec else "")
+
+    def _steer(self, key: str) -> None:
+        """Up and down go through the history, Tab completes, Escape leaves."""
+        if key == "escape":
+            self.close()
+        elif key == "tab":
+            if options := self._options(self.line.value):
+                self._put(options[0] if len(options) == 1 else _common_start(options, self.line.value))
+        elif self._purpose == "command":
+            self._go_through_history(-1 if key == "up" else 1)
+
+    def _go_through_history(self, by: int) -> None:
+        place = max(0, min(self._place + by, len(self._history)))
+        if self._place == len(self._history):
+            self._draft = self.line.value
+        self._place = place
+        self._put(self._history[place] if place < len(self._history) else self._draft)
+
+    def _put(self, text: str) -> None:
+        self.line.value = text
+        self.line.cursor_position = len(text)
+
+
+class _Line(Input):
+    """An input whose special keys belong to the command line round it."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding(key, f"steer('{key}')", show=False) for key in ("up", "down", "tab", "escape")
+    ]
+
+    def __init__(self, steer: Callable[[str], None]) -> None:
+        super().__init__(compact=True, select_on_focus=False)
+        self._steer = steer
+
+    def action_steer(self, key: str) -> None:
+        """Passes the key on."""
+        self._steer(key)
+
+
+class _Completion(Suggester):
+    """Shows the best continuation behind the cursor."""
+
+    def __init__(self, options: Callable[[str], list[str]]) -> None:
+        super().__init__(use_cache=False, case_sensitive=True)
+        self._options = options
+
+    async def get_suggestion(self, value: str) -> str | None:
+        """The first one, once something has been typed."""
+        options = self._options(value) if value else []
+        return options[0] if options else None
+
+
+def _common_start(options: Sequence[str], typed: str) -> str:
+    """As far as all options agree; the first one where they do not agree beyond what is typed."""
+    shortest = min(options, key=len)
+    length = next((i for i, sign in enumerate(shortest) if any(o[i] != sign for o in options)), len(shortest))
+    return shortest[:length] if length > len(typed) else options[0]

@@ -1,0 +1,33 @@
+"""The learning rate that every step was taken with."""
+
+from __future__ import annotations
+
+from monitor.charts import Curve
+from monitor.panels.curves import ChartPanel
+from monitor.session import Session
+from monitor.view import View
+
+
+class LearningRatePanel(ChartPanel):
+    """Effective rates, on a logarithmic axis unless asked otherwise."""
+
+    name_ = "learning-rate"
+    title = "learning rate"
+    zone = "middle"
+    smooths = False
+
+    def series_name(self, session: Session, view: View) -> str | None:
+        """Always the rate."""
+        return "learning_rate"
+
+    def curves(self, session: Session, view: View) -> list[Curve]:
+        """The rate alone."""
+        rates = session.series.get("learning_rate")
+        return [Curve("effective", "rate", column=rates)] if rates is not None else []
+
+    def heading(self, session: Session, view: View) -> str:
+        """Says who sets the rate, when it is not the optimizer's own variable."""
+        optimizer = session.optimizer
+        owners = [optimizer.schedule or "", *optimizer.rate_owners] if optimizer else []
+        by = ", ".join(owner for owner in owners if owner)
+        return f"{self.title}{f' by {by}' if by else ''}"

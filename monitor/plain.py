@@ -1,0 +1,173 @@
+"""A run as lines of text, for pipes, logs and terminals that cannot draw.
+
+`unstuck watch` and `unstuck demo` print through `follow` when there is no terminal. About one line a second
+while steps come, and one for every epoch, answer, change of state, problem and end.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import TextIO
+
+from client_callback.wire import protocol
+from client_callback.wire.protocol import AnyEvent, Optimizer, RunEnded, Scalar
+from monitor.sources import LiveSource, RecordedSource
+
+STATUS_S = 1.0
+_POLL_S = 0.1
+_RATE_S = 5.0
+
+
+def follow(source: LiveSource | RecordedSource, out: TextIO) -> RunEnded | None:
+    """Prints what happens until nothing more will; the run's end, or None when it has none."""
+    lines = Lines()
+    connection, said_at = "", 0.0
+    while True:
+        over = _is_over(source)
+        update = source.poll()
+        for event in update.events:
+            for line in lines.of(event):
+                _say(out, line)
+        if source.connection not in (connection, "connecting"):
+            connection = source.connection
+            _say(out, f"-- {connection or 'connected again'}")
+        now = time.monotonic()
+        if lines.has_news and (now - said_at >= STATUS_S or over):
+            said_at = now
+            _say(out, lines.status())
+        if lines.ended or (over and not update.events):
+            return lines.ended
+        if not update.events:
+            time.sleep(_POLL_S)
+
+
+class Lines:
+    """Knows just enough of the run to say in a line how it stands."""
+
+    def __init__(self) -> None:
+        self.ended: RunEnded | None = None
+        self.has_news = False
+        """Whether steps came since the last status line."""
+        self._epoch: int | None = None
+        self._epochs: int | None = None
+        self._step = 0
+        self._values: dict[str, float] = {}
+        self._recent: list[tuple[float, int]] = []
+
+    def of(self, event: AnyEvent) -> Iterator[str]:
+        """The lines that tell this event; steps only change the status."""
+        if isinstance(event, protocol.Steps):
+            self._take_steps(event)
+            return
+        write = WRITERS.get(type(event))
+        if write:
+            if self.has_news and isinstance(event, protocol.EpochEnded | RunEnded):
+                yield self.status()
+            yield from write(self, event)
+
+    def status(self) -> str:
+        """How the run stands."""
+        self.has_news = False
+        parts = [f"step {self._step}"]
+        if self._epoch is not None:
+            parts.append(f"epoch {self._epoch + 1}" + (f"/{self._epochs}" if self._epochs else ""))
+        parts += [f"{name} {value:.4g}" for name, value in self._values.items()]
+        (first_time, first), (last_time, last) = self._recent[0], self._recent[-1]
+        if last_time > first_time:
+            parts.append(f"{(last - first) / (last_time - first_time):.4g} steps/s")
+        return "  ".join(parts)
+
+    def _take_steps(self, event: protocol.Steps) -> None:
+        if not event.count:
+            return
+        self.has_news = True
+        self._step = event.first + event.count
+        self._values = {name: float(values[-1]) for name, values in protocol.step_columns(event).items()}
+        times = protocol.step_times(event)
+        self._recent += [(float(times[0]), event.first), (float(times[-1]), self._step - 1)]
+        while len(self._recent) > 2 and self._recent[0][0] < self._recent[-1][0] - _RATE_S:
+            del self._recent[0]
+
+    def _write_start(self, event: protocol.RunStarted) -> Iterator[str]:
+        run = event.run
+        self._epochs = run.epochs
+        optimizer = f", {describe_optimizer(run.optimizer)}" if run.optimizer else ""
+        yield f"run {run.run_id} ({run.name}): {run.model or 'model'}, {run.parameters:,} parameters{optimizer}"
+
+    def _write_instrumented(self, event: protocol.Instrumented) -> Iterator[str]:
+        yield from (f"-- not recorded: {reason}" for reason in event.missing)
+
+    def _write_epoch_began(self, event: protocol.EpochBegan) -> Iterator[str]:
+        self._epoch = event.epoch
+        yield from ()
+
+    def _write_epoch(self, event: protocol.EpochEnded) -> Iterator[str]:
+        logs = "  ".join(f"{name} {value:.4g}" for name, value in event.logs.items())
+        yield f"-- epoch {event.epoch + 1} ended at step {event.step}: {logs}"
+
+    def _write_state(self, event: protocol.StateChanged) -> Iterator[str]:
+        if event.state in ("paused", "recompiling") or event.reason:
+            yield f"-- {event.state} at step {event.step}" + (f": {event.reason}" if event.reason else "")
+
+    def _write_optimizer(self, event: protocol.OptimizerChanged) -> Iterator[str]:
+        yield f"-- optimizer from step {event.step} on: {describe_optimizer(event.optimizer)}"
+
+    def _write_reply(self, event: protocol.Reply) -> Iterator[str]:
+        yield f"-- {event.text}: {describe_reply(event)}"
+
+    def _write_problem(self, event: protocol.Problem) -> Iterator[str]:
+        yield f"-- problem: {event.what}"
+
+    def _write_end(self, event: RunEnded) -> Iterator[str]:
+        self.ended = event
+        yield f"run {event.outcome} at step {event.step}" + (f": {event.reason}" if event.reason else "")
+
+
+WRITERS: dict[type[AnyEvent], Callable[[Lines, AnyEvent], Iterator[str]]] = {
+    protocol.RunStarted: Lines._write_start,  # type: ignore[dict-item]
+    protocol.Instrumented: Lines._write_instrumented,  # type: ignore[dict-item]
+    protocol.EpochBegan: Lines._write_epoch_began,  # type: ignore[dict-item]
+    protocol.EpochEnded: Lines._write_epoch,  # type: ignore[dict-item]
+    protocol.StateChanged: Lines._write_state,  # type: ignore[dict-item]
+    protocol.OptimizerChanged: Lines._write_optimizer,  # type: ignore[dict-item]
+    protocol.Reply: Lines._write_reply,  # type: ignore[dict-item]
+    protocol.Problem: Lines._write_problem,  # type: ignore[dict-item]
+    protocol.RunEnded: Lines._write_end,  # type: ignore[dict-item]
+}
+
+
+def describe_reply(reply: protocol.Reply) -> str:
+    """What became of a command: `applied at step 120: learning_rate 0.001 → 0.0005`."""
+    changed = [
+        f"{name} {_short(reply.before.get(name))} → {_short(after)}"
+        for name, after in reply.after.items()
+        if name not in reply.before or reply.before[name] != after
+    ]
+    detail = "; ".join([part for part in (", ".join(changed), reply.reason) if part])
+    return f"{reply.status} at step {reply.step}" + (f": {detail}" if detail else "")
+
+
+def describe_optimizer(optimizer: Optimizer) -> str:
+    """`Adam learning_rate=0.001`, or the schedule's name where one decides the rate."""
+    rate = optimizer.schedule or _rate(optimizer.settings)
+    return optimizer.class_name + (f" learning_rate={rate}" if rate else "")
+
+
+def _rate(settings: Mapping[str, Scalar]) -> str:
+    return _short(settings["learning_rate"]) if "learning_rate" in settings else ""
+
+
+def _short(value: Scalar) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _is_over(source: LiveSource | RecordedSource) -> bool:
+    if isinstance(source, LiveSource):
+        return source.finished.is_set()
+    return source.at_end and not source.playing
+
+
+def _say(out: TextIO, line: str) -> None:
+    out.write(line + "\n")
+    out.flush()

@@ -1,0 +1,351 @@
+"""The one state of a run, as its events tell it.
+
+`Session.apply` is all there is to writing it; sources deliver the events, diagnosis, panels and exports read.
+It looks at no clock, socket, file or random number: the same events give an equal session, live or replayed,
+however the kinds of event are interleaved and even if some arrive twice. No drawing here.
+
+Steps are counted from 0 over the whole run; times are seconds since 1970.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Final, Literal
+
+import msgspec
+import numpy as np
+
+from client_callback.wire.protocol import (
+    AnyEvent,
+    EpochBegan,
+    EpochEnded,
+    Event,
+    Float64,
+    Instrumented,
+    Optimizer,
+    OptimizerChanged,
+    Problem,
+    Reply,
+    RunDescription,
+    RunEnded,
+    RunStarted,
+    Samples,
+    StateChanged,
+    Statistic,
+    Steps,
+    encode,
+    sample_columns,
+    sample_steps,
+    step_columns,
+    step_times,
+)
+from monitor.series import Column, Points, Rows
+
+State = Literal[
+    "waiting",
+    "running",
+    "paused",
+    "recompiling",
+    "validating",
+    "finished",
+    "stopped",
+    "interrupted",
+    "failed",
+]
+Task = Literal["classification", "binary", "regression", "unknown"]
+
+ENDED: Final = frozenset({"finished", "stopped", "interrupted", "failed"})
+"""States after which nothing more comes."""
+
+LONGEST_GAP: Final = 10_000_000
+"""Steps that may be missing before a frame of steps. More than that is no gap but a damaged frame."""
+
+_RECENT_STEPS = 2_000
+_RECENT_S = 20.0
+_FEWEST_DURATIONS = 16
+_STALL_FACTOR = 20.0
+"""A step that took so many times the median was held up by something outside the training."""
+
+
+class Session:
+    """Everything known of one run. Read its attributes freely; write only through `apply`."""
+
+    def __init__(self) -> None:
+        self.run: RunDescription | None = None
+        """`None`: its first event has not arrived."""
+        self.step = 0
+        """How many steps are known to be completed."""
+        self.time = 0.0
+        """When the newest event happened. 0: none has."""
+        self.states: list[StateChanged] = []
+        self.ended: RunEnded | None = None
+        """`None`: the run goes on, or its process was killed."""
+        self.series: dict[str, Column] = {}
+        """Series name → float32, one value per step. NaN: measured and not a number, or `missing`."""
+        self.series_kinds: dict[str, Literal["batch", "running"]] = {}
+        self.times = Column(np.float64)
+        """When each step ended."""
+        self.validation: dict[str, Points] = {}
+        """Keras' name, as `val_loss` → its value at the last step of each epoch that was validated."""
+        self.epochs: list[tuple[int, int]] = []
+        """(epoch, its first step) of every epoch begun, in order."""
+        self.epoch_ends: dict[int, int] = {}
+        """Epoch → how many steps were completed at its end."""
+        self.epoch_logs: dict[int, dict[str, float]] = {}
+        """Epoch → what Keras reported at its end."""
+        self.statistics: dict[str, Rows] = {}
+        self.layouts: dict[str, Statistic] = {}
+        """What the columns of each statistic stand for."""
+        self.task: Task = "unknown"
+        self.replies: list[Reply] = []
+        self.problems: list[Problem] = []
+        self.missing: tuple[str, ...] = ()
+        """What cannot be recorded of this run, each with its reason."""
+        self.switched: Optimizer | None = None
+        """`None`: the optimizer is still the one the run began with."""
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Session):
+            return NotImplemented
+        return _same(vars(self), vars(other))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def apply(self, event: AnyEvent) -> None:
+        """Takes in what happened. An event that is known already changes nothing."""
+        if isinstance(event, Steps) and event.first > len(self.times) + LONGEST_GAP:
+            what = f"steps from {event.first} on were received where {len(self.times)} was next; not shown"
+            self._take_problem(Problem(step=self.step, time=event.time, what=what))
+            return
+        _TAKERS[type(event)](self, event)
+        self.step = max(self.step, event.step)
+        self.time = max(self.time, event.time)
+
+    # ── What follows from it ──────────────────────────────────────────────────────────────────────
+
+    @property
+    def state(self) -> State:
+        """What the training is busy with, or how it ended."""
+        if self.ended:
+            return self.ended.outcome
+        if self.states:
+            return self.states[-1].state
+        return "running" if self.run else "waiting"
+
+    @property
+    def state_reason(self) -> str:
+        """Why it is in this state. Empty: nothing is known beyond the state."""
+        if self.ended:
+            return self.ended.reason
+        return self.states[-1].reason if self.states else ""
+
+    @property
+    def epoch(self) -> int | None:
+        """The epoch being trained, counted from 0. `None`: none has begun."""
+        return self.epochs[-1][0] if self.epochs else None
+
+    @property
+    def epoch_count(self) -> int | None:
+        """How many epochs this `fit` was asked for. `None`: not known."""
+        return self.run.epochs if self.run else None
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """As the run said, else as its first whole epoch had. `None`: neither yet."""
+        if self.run and self.run.steps_per_epoch:
+            return self.run.steps_per_epoch
+        for epoch, first in self.epochs:
+            length = self.epoch_ends.get(epoch, first) - first
+            if length > 0:
+                return length
+        return None
+
+    @property
+    def total_steps(self) -> int | None:
+        """Steps this `fit` will have done in the end. `None`: not known."""
+        if not self.epoch_count or not self.steps_per_epoch:
+            return None
+        begun_with = self.epochs[0][0] if self.epochs else 0
+        return max(0, self.epoch_count - begun_with) * self.steps_per_epoch
+
+    @property
+    def optimizer(self) -> Optimizer | None:
+        """The one at work. `None`: the run has none that unstuck knows."""
+        return self.switched or (self.run.optimizer if self.run else None)
+
+    @property
+    def learning_rate(self) -> float | None:
+        """What the last step was taken with, as measured. `None`: no step has been recorded."""
+        rates = self.series.get("learning_rate")
+        return float(rates.values[-1]) if rates and len(rates) else None
+
+    @property
+    def requested_learning_rate(self) -> float | None:
+        """What the rate was after the last applied command that set it. `None`: nobody asked for one."""
+        for reply in reversed(self.replies):
+            rate = reply.after.get("learning_rate")
+            if reply.status == "applied" and isinstance(rate, int | float):
+                return float(rate)
+        return None
+
+    def epoch_of(self, step: int) -> int | None:
+        """The epoch that step belongs to. `None`: it was before any."""
+        begun = [epoch for epoch, first in self.epochs if first <= step]
+        return begun[-1] if begun else None
+
+    def progress(self) -> float | None:
+        """Share of all steps that is done, 0 to 1. `None`: their number is not known."""
+        total = self.total_steps
+        return min(1.0, self.step / total) if total else None
+
+    def steps_per_second(self) -> float | None:
+        """Steps per second of training proper, over the last seconds. `None`: too little to say.
+
+        Counts no step during which the training was paused, recompiling or validating, no first step of an
+        epoch, and none that something outside held up.
+        """
+        durations = self._durations()
+        if len(durations) < 2:
+            return None
+        durations = durations[durations <= _STALL_FACTOR * max(float(np.median(durations)), 1e-9)]
+        total_s = float(durations.sum())
+        return len(durations) / total_s if total_s > 0 else None
+
+    def eta_s(self) -> float | None:
+        """Seconds of training and validation still to come. `None`: not known. 0: the run has ended."""
+        if self.ended:
+            return 0.0
+        rate, total, per_epoch = self.steps_per_second(), self.total_steps, self.steps_per_epoch
+        if rate is None or total is None or not per_epoch:
+            return None
+        remaining = max(0, total - self.step)
+        return remaining / rate + remaining / per_epoch * self._between_epochs_s()
+
+    # ── One taker per kind of event ───────────────────────────────────────────────────────────────
+
+    def _take_run(self, event: RunStarted) -> None:
+        self.run = event.run
+
+    def _take_instrumented(self, event: Instrumented) -> None:
+        self.series_kinds.update({series.name: series.kind for series in event.series})
+        self.layouts.update({statistic.name: statistic for statistic in event.statistics})
+        self.missing = event.missing
+        self.task = event.task
+
+    def _take_steps(self, event: Steps) -> None:
+        self.times.extend(event.first, step_times(event))
+        for name, values in step_columns(event).items():
+            self.series.setdefault(name, Column()).extend(event.first, values)
+
+    def _take_samples(self, event: Samples) -> None:
+        steps = sample_steps(event)
+        for name, matrix in sample_columns(event).items():
+            width = matrix.shape[1]
+            rows = self.statistics.get(name)
+            if rows is None or rows.width != width:
+                # Another layout after a new trace: rows of different meaning do not belong in one table.
+                rows = self.statistics[name] = Rows(width)
+            rows.extend(steps, matrix)
+
+    def _take_epoch_began(self, event: EpochBegan) -> None:
+        if all(epoch != event.epoch for epoch, _ in self.epochs):
+            self.epochs.append((event.epoch, event.step))
+            self.epochs.sort()
+
+    def _take_epoch_ended(self, event: EpochEnded) -> None:
+        self.epoch_ends[event.epoch] = event.step
+        self.epoch_logs[event.epoch] = event.logs
+        for name, value in event.logs.items():
+            if name.startswith("val_"):
+                self.validation.setdefault(name, Points()).append(max(0, event.step - 1), value)
+
+    def _take_state(self, event: StateChanged) -> None:
+        if event not in self.states[-100:]:
+            self.states.append(event)
+
+    def _take_optimizer(self, event: OptimizerChanged) -> None:
+        self.switched = event.optimizer
+
+    def _take_reply(self, event: Reply) -> None:
+        for position, known in enumerate(self.replies):
+            if known.id == event.id:
+                self.replies[position] = event
+                return
+        self.replies.append(event)
+
+    def _take_problem(self, event: Problem) -> None:
+        if event not in self.problems[-100:]:
+            self.problems.append(event)
+
+    def _take_end(self, event: RunEnded) -> None:
+        self.ended = event
+
+    # ── Throughput ────────────────────────────────────────────────────────────────────────────────
+
+    def _durations(self) -> Float64:
+        """Seconds that recent steps took, those of training proper only; float64 `[n]`."""
+        first = max(0, len(self.times) - _RECENT_STEPS)
+        times = self.times.values[first:]
+        if len(times) < 2:
+            return np.empty(0)
+        recent = int(np.searchsorted(times, times[-1] - _RECENT_S))
+        cut = max(0, min(recent, len(times) - 1 - _FEWEST_DURATIONS))
+        first, times = first + cut, times[cut:]
+        begins, ends = times[:-1], times[1:]
+        durations = ends - begins
+        counted = np.isfinite(durations) & (durations >= 0)
+        for _, epoch_first in self.epochs:
+            if first < epoch_first < first + len(times):
+                counted[epoch_first - first - 1] = False
+        for busy_from, busy_to in self._busy(float(times[0])):
+            counted &= (ends <= busy_from) | (begins >= busy_to)
+        return np.asarray(durations[counted], np.float64)
+
+    def _busy(self, since: float) -> list[tuple[float, float]]:
+        """When, after `since`, the training was doing something else than stepping."""
+        spans = []
+        until = math.inf
+        for change in reversed(self.states):
+            if change.state != "running":
+                spans.append((change.time, until))
+            until = change.time
+            if until < since:
+                break
+        return spans
+
+    def _between_epochs_s(self) -> float:
+        """Median seconds between the last step of an epoch and the first of the next, over recent ones."""
+        times = self.times.values
+        firsts = [first for _, first in self.epochs[-9:] if 0 < first < len(times)]
+        gaps = [float(times[first] - times[first - 1]) for first in firsts]
+        gaps = [gap for gap in gaps if gap >= 0]
+        return float(np.median(gaps)) if gaps else 0.0
+
+
+_TAKERS: dict[type[Event], Callable[[Session, Any], None]] = {
+    RunStarted: Session._take_run,
+    Instrumented: Session._take_instrumented,
+    Steps: Session._take_steps,
+    Samples: Session._take_samples,
+    EpochBegan: Session._take_epoch_began,
+    EpochEnded: Session._take_epoch_ended,
+    StateChanged: Session._take_state,
+    OptimizerChanged: Session._take_optimizer,
+    Reply: Session._take_reply,
+    Problem: Session._take_problem,
+    RunEnded: Session._take_end,
+}
+
+
+def _same(a: object, b: object) -> bool:
+    """Equal, where NaN equals NaN."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
+    if isinstance(a, msgspec.Struct) and isinstance(b, msgspec.Struct):
+        return type(a) is type(b) and encode(a) == encode(b)
+    if isinstance(a, float) and isinstance(b, float):
+        return a == b or (math.isnan(a) and math.isnan(b))
+    return a == b

@@ -1,0 +1,218 @@
+"""A made-up training told as events, and a source that delivers it from memory.
+
+The story: the loss falls for 500 steps, sits at ln 2 until step 1,500, and falls again after an intervention.
+Deterministic, with nothing of the clock in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from client_callback.wire.commands import parse
+from client_callback.wire.protocol import (
+    AnyEvent,
+    EpochBegan,
+    EpochEnded,
+    Instrumented,
+    Optimizer,
+    OptimizerChanged,
+    Reply,
+    RunDescription,
+    RunStarted,
+    Series,
+    StateChanged,
+    Statistic,
+    Variable,
+    samples_event,
+    steps_event,
+)
+from monitor.sources import Update
+
+STARTED_AT = 1_700_000_000.0
+STEPS_PER_EPOCH = 200
+STEP_S = 0.01
+DRAIN = 10
+LAYERS = ("conv_1", "conv_2", "dense", "output")
+VARIABLES = tuple(f"{layer}/{part}" for layer in LAYERS for part in ("kernel", "bias"))
+EDGES = tuple(i / 20 for i in range(21))
+
+
+def story(steps: int = 2_400, *, epochs: int = 20, nan_from: int | None = None) -> list[AnyEvent]:
+    """All events up to that step; with `nan_from`, the loss is NaN from there on."""
+    rng = np.random.default_rng(7)
+    time = STARTED_AT + 2.0
+    events: list[AnyEvent] = [
+        RunStarted(run=_run(epochs), time=STARTED_AT),
+        Instrumented(
+            series=tuple(Series(name=name) for name in ("loss", "accuracy", "grad_norm", "learning_rate")),
+            statistics=_layouts(),
+            missing=("auc: it is no mean over examples",),
+            task="binary",
+            time=STARTED_AT + 0.5,
+        ),
+    ]
+    for first in range(0, steps, DRAIN):
+        if first % STEPS_PER_EPOCH == 0:
+            events.append(EpochBegan(epoch=first // STEPS_PER_EPOCH, step=first, time=time))
+        index = np.arange(first, first + DRAIN)
+        level = _level(index)
+        loss = level + rng.normal(0, 0.04, DRAIN) * np.sqrt(level)
+        if nan_from is not None:
+            loss[index >= nan_from] = np.nan
+        times = time + STEP_S * np.arange(1, DRAIN + 1)
+        time = float(times[-1])
+        columns = {
+            "loss": loss,
+            "accuracy": np.clip(1 - level / 1.5 + rng.normal(0, 0.06, DRAIN), 0, 1),
+            "grad_norm": np.exp(rng.normal(0, 0.3, DRAIN)) * np.where(index < 500, 1.0, 0.1),
+            "learning_rate": np.where(index < 1000, 1e-3, np.where(index < 1500, 5e-4, 1e-2)),
+        }
+        packed = {name: values.astype(np.float32) for name, values in columns.items()}
+        events.append(steps_event(first, times, packed, time=time))
+        events.append(samples_event(np.array([first]), _sampled(rng, first), time=time))
+        events += _interventions(first + DRAIN, time)
+        if (first + DRAIN) % STEPS_PER_EPOCH == 0:
+            events += _epoch_end(first + DRAIN, float(level[-1]), time)
+            time += 0.2
+    return events
+
+
+class MemorySource:
+    """Delivers events from memory, and answers commands as a training would; the fake edge of app tests."""
+
+    def __init__(self, events: Sequence[AnyEvent], *, live: bool = True) -> None:
+        self.live = live
+        self.connection = ""
+        self.waiting = list(events)
+        self.sent: list[str] = []
+        self.closed = False
+        self.answers = True
+
+    def poll(self) -> Update:
+        events, self.waiting = self.waiting, []
+        return Update(False, events)
+
+    def send(self, text: str) -> str:
+        parse(text)
+        self.sent.append(text)
+        command_id = f"command-{len(self.sent)}"
+        if self.answers:
+            self.waiting.append(answer(command_id, text))
+        return command_id
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def answer(command_id: str, text: str) -> Reply:
+    """As a training would: rates are applied, optimizers refused."""
+    about = {
+        "id": command_id,
+        "text": text,
+        "step": 2_400,
+        "time": STARTED_AT + 30,
+        "who": "ada@box terminal",
+    }
+    if text.startswith("optimizer"):
+        return Reply(status="refused", reason="[unknown] optimizer; possible: adam, sgd", **about)
+    if text.startswith("lr"):
+        rates = {"before": {"learning_rate": 1e-2}, "after": {"learning_rate": 5e-3}}
+        return Reply(status="applied", **rates, **about)
+    return Reply(status="applied", **about)
+
+
+def _run(epochs: int) -> RunDescription:
+    return RunDescription(
+        run_id="heart-7f3a",
+        name="heart",
+        started_at=STARTED_AT,
+        host="gpu01",
+        user="ada",
+        backend="tensorflow",
+        model="Sequential",
+        variables=tuple(Variable(path=v, shape=(9, 16) if "kernel" in v else (16,)) for v in VARIABLES),
+        optimizer=Optimizer(name="adam", class_name="Adam", settings={"learning_rate": 1e-3}),
+        optimizers={
+            "adam": ("learning_rate", "beta_1", "beta_2"),
+            "adamw": ("learning_rate", "weight_decay"),
+            "sgd": ("learning_rate", "momentum", "nesterov"),
+        },
+        epochs=epochs,
+        steps_per_epoch=STEPS_PER_EPOCH,
+        statistics_every=DRAIN,
+    )
+
+
+def _layouts() -> tuple[Statistic, ...]:
+    bins = tuple(f"{edge:.2f}" for edge in EDGES[:-1])
+    return (
+        Statistic(name="gradient_norm", of="variables", labels=VARIABLES),
+        Statistic(name="gradient_zero_share", of="variables", labels=VARIABLES),
+        Statistic(name="predicted_counts", of="histogram", labels=("0", "1"), unit="count"),
+        Statistic(name="target_counts", of="histogram", labels=("0", "1"), unit="count"),
+        Statistic(name="confidence_0", of="histogram", labels=bins, edges=EDGES, unit="count"),
+        Statistic(name="confidence_1", of="histogram", labels=bins, edges=EDGES, unit="count"),
+        Statistic(name="input", of="values", labels=("mean", "std", "min", "max", "non_finite")),
+    )
+
+
+def _level(step: np.ndarray) -> np.ndarray:
+    start = np.where(step < 500, 2.3 * np.exp(-step / 160) + 0.69 * (1 - np.exp(-step / 160)), 0.69)
+    escaped = np.where(step > 1500, 0.55 * (1 - np.exp(-(step - 1500) / 300)), 0.0)
+    return np.asarray(start - escaped)
+
+
+def _sampled(rng: np.random.Generator, step: int) -> dict[str, np.ndarray]:
+    scale = np.array([1e-4, 1e-5, 1e-3, 1e-4, 1e-2, 1e-3, 0.3, 0.1]) * (1.0 if step < 500 else 0.1)
+    p = np.clip(0.5 + rng.normal(0, 0.02 if step < 1500 else 0.3, 64), 0, 1)
+    positive = rng.random(64) < 0.55
+    rows = {
+        "gradient_norm": np.exp(rng.normal(0, 0.3, 8)) * scale,
+        "gradient_zero_share": rng.random(8) * np.linspace(0.9, 0.2, 8),
+        "predicted_counts": np.array([np.sum(p <= 0.5), np.sum(p > 0.5)]),
+        "target_counts": np.array([np.sum(~positive), np.sum(positive)]),
+        "confidence_0": np.histogram(p[~positive], EDGES)[0],
+        "confidence_1": np.histogram(p[positive], EDGES)[0],
+        "input": np.array([0.13, 0.31, 0.0, 1.0, 0.0]),
+    }
+    return {name: row[None].astype(np.float32) for name, row in rows.items()}
+
+
+def _interventions(step: int, time: float) -> list[AnyEvent]:
+    who = "ada@gpu01 terminal"
+    if step == 1_000:
+        rates = {"before": {"learning_rate": 1e-3}, "after": {"learning_rate": 5e-4}}
+        return [Reply(id="a", text="lr x0.5", who=who, status="applied", step=step, time=time, **rates)]
+    if step == 1_250:
+        reason = "unknown optimizer 'sdg'; possible: adam, adamw, sgd"
+        return [
+            Reply(
+                id="b", text="optimizer sdg", who=who, status="refused", reason=reason, step=step, time=time
+            )
+        ]
+    if step == 1_500:
+        sgd = Optimizer(name="sgd", class_name="SGD", settings={"learning_rate": 1e-2, "momentum": 0.9})
+        reply = Reply(
+            id="c",
+            text="optimizer sgd learning_rate=0.01 momentum=0.9",
+            who=who,
+            status="applied",
+            before={"optimizer": "adam", "learning_rate": 5e-4},
+            after={"optimizer": "sgd", "learning_rate": 1e-2, "momentum": 0.9},
+            reason="recompiled in 0.6 s",
+            step=step,
+            time=time,
+        )
+        return [OptimizerChanged(optimizer=sgd, step=step, time=time), reply]
+    return []
+
+
+def _epoch_end(step: int, level: float, time: float) -> list[AnyEvent]:
+    logs = {"loss": level, "val_loss": level * 1.1 + 0.02, "val_accuracy": 1 - level / 1.4}
+    return [
+        StateChanged(state="validating", step=step, time=time),
+        EpochEnded(epoch=step // STEPS_PER_EPOCH - 1, step=step, logs=logs, time=time + 0.2),
+        StateChanged(state="running", step=step, time=time + 0.2),
+    ]

@@ -1,0 +1,140 @@
+"""The rules' own examples, and how often the plateau rule errs on curves of known kind."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from client_callback.wire.commands import parse
+from client_callback.wire.protocol import steps_event
+from monitor.diagnosis import plateau
+from monitor.diagnosis.engine import PERIOD_S, RULES, Engine, diagnose
+from monitor.diagnosis.examples import noisy, session_of
+from monitor.diagnosis.finding import Rule
+from monitor.session import Session
+
+HEALTHY = [pytest.param(r, e, id=f"{r.name}: {n}") for r in RULES for n, e in r.healthy.items()]
+AILING = [pytest.param(r, e, id=f"{r.name}: {n}") for r in RULES for n, e in r.ailing.items()]
+
+
+@pytest.mark.parametrize(("rule", "example"), HEALTHY)
+def test_a_rule_finds_nothing_in_its_healthy_examples(rule: Rule, example: Callable[[], Session]):
+    assert rule.check(example()) == []
+
+
+@pytest.mark.parametrize(("rule", "example"), AILING)
+def test_a_rule_finds_something_in_its_ailing_examples(rule: Rule, example: Callable[[], Session]):
+    session = example()
+    findings = rule.check(session)
+    assert findings
+    for finding in findings:
+        assert finding.rule == rule.name
+        assert finding.title and any(digit.isdigit() for digit in finding.detail)
+        assert 0 <= finding.start < finding.stop <= session.step
+
+
+@pytest.mark.parametrize(("rule", "example"), AILING)
+def test_every_remedy_that_can_be_sent_is_a_valid_command(rule: Rule, example: Callable[[], Session]):
+    for finding in rule.check(example()):
+        for remedy in finding.remedies:
+            if remedy.command is not None:
+                parse(remedy.command)
+
+
+def ever_fires(losses: np.ndarray, every: int = 64) -> bool:
+    """Whether the rule, asked again and again while the run grows, ever says that it is stuck *now*."""
+    session = Session()
+    for first in range(0, len(losses), every):
+        part = losses[first : first + every].astype(np.float32)
+        session.apply(steps_event(first, np.arange(first, first + len(part)) * 0.01, {"loss": part}, time=0))
+        if any(finding.severity != "note" for finding in plateau.check(session)):
+            return True
+    return False
+
+
+def test_a_flat_noisy_loss_is_found_within_a_few_hundred_steps_nearly_always():
+    found = [ever_fires(noisy(np.full(640, 0.693), 0.03, seed)) for seed in range(40)]
+    assert sum(found) >= 38
+
+
+@pytest.mark.parametrize("noise", [0.01, 0.05, 0.1])
+def test_a_loss_that_keeps_falling_is_hardly_ever_called_stuck(noise: float):
+    """Asked every 64 steps over 4,000 steps; the loss falls with the square root of the steps."""
+    steps = np.arange(4_000)
+    alarms = [ever_fires(noisy(0.7 / np.sqrt(1 + steps / 200), noise, seed)) for seed in range(30)]
+    assert sum(alarms) <= 1
+
+
+def test_a_loss_with_memory_is_not_taken_for_a_trendless_one_too_easily():
+    """First-order autoregressive noise, as batches that resemble each other give, on a falling loss."""
+    alarms = 0
+    for seed in range(20):
+        shocks = np.random.default_rng(seed).normal(0, 0.02, 3_000)
+        noise = np.zeros(3_000)
+        for i in range(1, 3_000):
+            noise[i] = 0.95 * noise[i - 1] + shocks[i]
+        alarms += ever_fires(0.7 / np.sqrt(1 + np.arange(3_000) / 200) + noise)
+    assert alarms <= 2
+
+
+def test_the_shaded_steps_are_those_of_the_plateau():
+    steps = np.arange(3_000)
+    losses = np.where(steps < 1_500, 0.7, 0.7 * np.exp(-(steps - 1_500) / 500))
+    (finding,) = plateau.check(session_of({"loss": noisy(losses, 0.01)}))
+    assert finding.start == 0
+    assert abs(finding.stop - 1_500) <= 200
+    assert finding.severity == "note" and finding.shaded
+
+
+def test_near_zero_it_says_converged_or_stuck():
+    (newest, *_) = plateau.check(plateau.AILING["the loss has come close to zero"]())
+    assert newest.title == "Converged or stuck"
+
+
+def test_theil_sen_and_mann_kendall_agree_with_scipy():
+    stats = pytest.importorskip("scipy.stats")
+    means = noisy(np.linspace(1.0, 0.9, plateau.BLOCKS), 0.05, 3)
+    falls, _, z = plateau._trends(means[None, :])
+    slope = stats.theilslopes(means).slope
+    assert falls[0] == pytest.approx(-slope * plateau.BLOCKS)
+    tau = stats.kendalltau(np.arange(plateau.BLOCKS), means).statistic
+    pairs = plateau.BLOCKS * (plateau.BLOCKS - 1) / 2
+    inflation = plateau._variance_inflation((means - slope * np.arange(plateau.BLOCKS))[None, :])[0]
+    assert z[0] == pytest.approx(tau * pairs / np.sqrt(plateau._VARIANCE_OF_S * inflation))
+
+
+def test_the_first_value_that_is_not_finite_is_named():
+    (rule,) = [rule for rule in RULES if rule.name == "non-finite"]
+    (finding,) = rule.check(rule.ailing["a gradient is not finite before the loss is"]())
+    assert finding.start == 120
+    assert "dense/kernel" in finding.detail and "step 120" in finding.detail
+    assert finding.severity == "critical"
+
+
+def test_the_engine_looks_at_most_every_half_second():
+    engine = Engine()
+    session = session_of({"loss": np.full(400, 1.0)})
+    findings = engine.look(session, 10.0)
+    assert findings == diagnose(session)
+    worse = session_of({"loss": np.full(400, np.nan)})
+    assert engine.look(worse, 10.0 + PERIOD_S / 2) == findings
+    assert engine.look(worse, 10.0 + PERIOD_S) == diagnose(worse)
+
+
+def test_the_gravest_finding_comes_first():
+    losses = np.concatenate([np.full(600, 1.0), np.full(10, np.nan)])
+    severities = [finding.severity for finding in diagnose(session_of({"loss": losses}))]
+    assert severities == sorted(severities, key=["critical", "warning", "note"].index)
+
+
+def test_looking_again_at_a_million_steps_is_cheap():
+    """The rules must not look at every step again: generous against a busy machine, far below a full scan."""
+    session = session_of({"loss": noisy(np.full(1_000_000, 0.7), 0.05)})
+    diagnose(session)
+    began = time.perf_counter()
+    for _ in range(10):
+        diagnose(session)
+    assert (time.perf_counter() - began) / 10 < 0.05

@@ -1,0 +1,181 @@
+"""The session: the same events give the same state, and what follows from it is right."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from client_callback.wire.protocol import (
+    AnyEvent,
+    EpochBegan,
+    EpochEnded,
+    Optimizer,
+    Reply,
+    RunDescription,
+    RunEnded,
+    RunStarted,
+    StateChanged,
+    Steps,
+    fold,
+    steps_event,
+)
+from monitor.session import LONGEST_GAP, Session
+from tests.story import STARTED_AT, STEP_S, STEPS_PER_EPOCH, story
+
+STORY = story(600, nan_from=555)
+
+
+def session_after(events: list[AnyEvent]) -> Session:
+    session = Session()
+    for event in events:
+        session.apply(event)
+    return session
+
+
+def steps(first: int, count: int, began: float, step_s: float = 0.1) -> Steps:
+    times = began + step_s * np.arange(1, count + 1)
+    return steps_event(first, times, {"loss": np.ones(count, np.float32)}, time=float(times[-1]))
+
+
+def run_started(**about: object) -> RunStarted:
+    return RunStarted(run=RunDescription(run_id="r", name="r", started_at=0.0, **about))
+
+
+def test_the_same_events_give_equal_sessions_even_with_nan():
+    assert session_after(STORY) == session_after(story(600, nan_from=555))
+    assert np.isnan(session_after(STORY).series["loss"].values[-1])
+    assert session_after(STORY) != session_after(STORY[:-1])
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.randoms(use_true_random=False))
+def test_kinds_of_event_may_be_interleaved_in_any_way(rng: random.Random):
+    by_kind: dict[type, list[AnyEvent]] = {}
+    for event in STORY:
+        by_kind.setdefault(type(event), []).append(event)
+    queues = [list(reversed(queue)) for queue in by_kind.values()]
+    mixed = []
+    while queues:
+        queue = rng.choice(queues)
+        mixed.append(queue.pop())
+        queues = [queue for queue in queues if queue]
+    assert session_after(mixed) == session_after(STORY)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, len(STORY) - 1), st.integers(1, 60))
+def test_events_that_arrive_twice_change_nothing(begin: int, count: int):
+    again = [*STORY[: begin + count], *STORY[begin : begin + count], *STORY[begin + count :]]
+    assert session_after(again) == session_after(STORY)
+
+
+def test_folded_steps_give_the_session_of_the_single_ones():
+    dense = [event for event in STORY if isinstance(event, Steps)]
+    others = [event for event in STORY if not isinstance(event, Steps)]
+    assert session_after([*others, fold(dense)]) == session_after(STORY)
+
+
+def test_throughput_leaves_out_pauses_validation_and_first_steps_of_epochs():
+    events: list[AnyEvent] = [run_started(epochs=4, steps_per_epoch=50), EpochBegan(epoch=0)]
+    events += [steps(0, 30, 0.0)]
+    events += [
+        StateChanged(state="paused", step=30, time=3.0),
+        StateChanged(state="running", step=30, time=63.0),
+    ]
+    events += [steps(30, 20, 63.0)]
+    events += [EpochEnded(epoch=0, step=50, time=70.0), EpochBegan(epoch=1, step=50, time=70.0)]
+    events += [steps(50, 20, 75.0)]
+    assert session_after(events).steps_per_second() == pytest.approx(10.0)
+
+
+def test_one_step_that_was_held_up_from_outside_does_not_change_the_throughput():
+    session = session_after([run_started(), steps(0, 50, 0.0), steps(50, 50, 20.0)])
+    assert session.steps_per_second() == pytest.approx(10.0)
+
+
+def test_the_throughput_follows_a_change_of_pace():
+    session = session_after([run_started(), steps(0, 1_000, 0.0, 0.01), steps(1_000, 300, 10.0, 0.1)])
+    assert session.steps_per_second() == pytest.approx(10.0, rel=0.05)
+
+
+def test_a_single_step_has_no_throughput():
+    session = session_after([run_started(epochs=1, steps_per_epoch=2), steps(0, 1, 0.0)])
+    assert session.steps_per_second() is None
+    assert session.eta_s() is None
+
+
+def test_the_remaining_time_counts_validation_in():
+    session = session_after(story(400, epochs=4))
+    remaining_s = 400 * STEP_S + 2 * (0.2 + STEP_S)
+    assert session.eta_s() == pytest.approx(remaining_s, rel=0.05)
+    assert session.progress() == pytest.approx(0.5)
+
+
+def test_the_length_of_an_epoch_is_learned_from_the_first():
+    events: list[AnyEvent] = [run_started(epochs=10), EpochBegan(epoch=0), steps(0, 70, 0.0)]
+    assert session_after(events).steps_per_epoch is None
+    assert session_after(events).progress() is None
+    events += [EpochEnded(epoch=0, step=70, time=7.0), EpochBegan(epoch=1, step=70, time=7.0)]
+    assert session_after(events).steps_per_epoch == 70
+    assert session_after(events).total_steps == 700
+
+
+def test_a_fit_that_goes_on_from_a_later_epoch_counts_only_its_own_steps():
+    events: list[AnyEvent] = [run_started(epochs=10, steps_per_epoch=5), EpochBegan(epoch=6)]
+    assert session_after(events).total_steps == 20
+
+
+def test_validation_lies_on_the_last_step_of_its_epoch():
+    points = session_after(STORY).validation["val_loss"]
+    assert points.steps.tolist() == [STEPS_PER_EPOCH - 1, 2 * STEPS_PER_EPOCH - 1, 3 * STEPS_PER_EPOCH - 1]
+
+
+def test_the_state_follows_the_training_to_its_end():
+    session = Session()
+    assert session.state == "waiting"
+    session.apply(run_started())
+    assert session.state == "running"
+    session.apply(StateChanged(state="paused", reason="by ada", time=1.0))
+    assert (session.state, session.state_reason) == ("paused", "by ada")
+    session.apply(RunEnded(outcome="failed", reason="ValueError: no", time=2.0))
+    assert (session.state, session.state_reason) == ("failed", "ValueError: no")
+    assert session.eta_s() == 0.0
+
+
+def test_the_requested_rate_is_that_of_the_last_applied_command():
+    session = session_after([run_started(), steps(0, 1, 0.0)])
+    assert session.requested_learning_rate is None
+    for number, (status, rate) in enumerate([("applied", 1e-3), ("applied", 5e-4), ("refused", 7.0)]):
+        after = {"learning_rate": rate}
+        session.apply(Reply(id=str(number), text="lr", status=status, after=after, time=1.0 + number))
+    assert session.requested_learning_rate == 5e-4
+
+
+def test_the_second_answer_to_a_command_replaces_the_first():
+    late = Reply(id="x", text="lr 1", status="applied", after={"learning_rate": 1.0}, time=9.0)
+    session = session_after([Reply(id="x", text="lr 1", status="failed", reason="no answer", time=5.0), late])
+    assert session.replies == [late]
+
+
+def test_the_optimizer_is_the_one_switched_to():
+    adam = Optimizer(name="adam", class_name="Adam")
+    assert session_after([run_started(optimizer=adam)]).optimizer == adam
+    assert session_after(story(1_510)).optimizer.name == "sgd"
+
+
+def test_steps_from_far_beyond_are_refused_and_not_allocated():
+    session = session_after([run_started(), steps(0, 10, 0.0), steps(LONGEST_GAP * 2, 1, 5.0)])
+    assert len(session.times) == 10
+    assert session.step == 10
+    assert "not shown" in session.problems[0].what
+
+
+def test_the_epoch_of_a_step():
+    session = session_after(STORY)
+    assert [session.epoch_of(step) for step in (0, 199, 200, 599)] == [0, 0, 1, 2]
+    assert session.epoch == 2
+    assert session.time >= STARTED_AT

@@ -1,0 +1,76 @@
+"""Steering under `tf.distribute`: replicas stay the same, whatever is changed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from keras.optimizers import SGD, Adam
+from keras.optimizers.schedules import CosineDecay
+
+from tests.steered_fit import looped
+
+CONFIGS = {
+    "plain": {
+        "schedule": False,
+        "optimizer": {},
+        "script": {"3": ["lr x0.5"], "6": ["optimizer sgd momentum=0.9"]},
+    },
+    "schedule": {
+        "schedule": True,
+        "optimizer": {},
+        "script": {"3": ["lr x0.5"], "6": ["optimizer sgd momentum=0.9"]},
+    },
+    "override": {"schedule": True, "optimizer": {}, "script": {"3": ["lr 0.01"]}},
+    "averages": {"schedule": False, "optimizer": {"use_ema": True}, "script": {"6": ["optimizer lion"]}},
+    # Keras cannot accumulate gradients on replicas: the first trace fails.
+    "impossible": {
+        "schedule": False,
+        "optimizer": {},
+        "script": {"6": ["optimizer adam gradient_accumulation_steps=2"]},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def results() -> dict[str, dict]:
+    program = [sys.executable, "-m", "tests.replicated_fit", json.dumps(list(CONFIGS.values()))]
+    done = subprocess.run(
+        program, capture_output=True, text=True, cwd=Path(__file__).parents[1], timeout=110, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return dict(zip(CONFIGS, json.loads(done.stdout.splitlines()[-1]), strict=True))
+
+
+@pytest.mark.parametrize("name", ["plain", "schedule", "override", "averages"])
+def test_replicas_are_equal_after_rate_and_optimizer_were_changed(results, name):
+    result = results[name]
+    assert [reply["status"] for reply in result["replies"]] == ["applied"] * len(result["replies"]), result[
+        "replies"
+    ]
+    assert result["weights_apart"] == 0.0 and result["slots_apart"] == 0.0
+
+
+def test_two_replicas_train_as_one_device_does(results):
+    rates = [0.05] * 3 + [0.025] * 3 + [0.01] * 10
+    first, second = Adam(0.05), SGD(0.01, momentum=0.9)
+    alone = looped(lambda step: first if step < 6 else second, lambda step: rates[step])
+    for one, other in zip(results["plain"]["weights"], alone.get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_a_schedule_keeps_its_place_on_two_replicas(results):
+    schedule = CosineDecay(0.05, 20)
+    expected = [float(schedule(step)) * (0.5 if step >= 3 else 1.0) for step in range(16)]
+    np.testing.assert_allclose(results["schedule"]["rates"], expected, rtol=1e-5)
+    assert results["override"]["rates"][3:] == pytest.approx([0.01] * 13)
+
+
+def test_an_optimizer_that_cannot_run_on_replicas_is_tried_before_it_could_end_the_fit(results):
+    result = results["impossible"]
+    assert result["replies"][0]["status"] == "failed", result["replies"]
+    assert result["optimizer"] == "adam" and result["weights_apart"] == 0.0
