@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import getpass
 import os
-import socket
 import sys
-import uuid
 from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +13,7 @@ import keras
 from client_callback.instrument.sampler import variable_labels
 from client_callback.steering.describe import describe_optimizer
 from client_callback.steering.optimizers import optimizer_catalogue
+from client_callback.wire import runs
 from client_callback.wire.protocol import Layer, RunDescription, Variable
 
 
@@ -34,12 +32,12 @@ def describe_run(
     variables = [] if model is None else list(model.trainable_variables)
     labels = variable_labels(variables)
     return RunDescription(
-        run_id=uuid.uuid4().hex[:8],
+        run_id=runs.new_run_id(),
         name=name or _default_name(model),
         started_at=started_at,
-        host=socket.gethostname(),
+        host=runs.host_name(),
         pid=os.getpid(),
-        user=_user(),
+        user=runs.user_name(),
         backend=keras.backend.backend(),
         versions=_versions(),
         model="" if model is None else model.name,
@@ -79,13 +77,6 @@ def _default_name(model: keras.Model | None) -> str:
     if script and not script.startswith(("-", "ipykernel", "__main__", "colab")):
         return script
     return "run" if model is None else str(model.name)
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # a container's user may have no name
-        return str(os.getuid())
 
 
 def _versions() -> dict[str, str]:

@@ -23,6 +23,9 @@ from monitor.sources import LiveSource, RecordedSource
 
 __all__ = ["ACTIONS", "Mistake"]
 
+_THE_END = sys.maxsize
+"""As a step to begin at: show all there is."""
+
 Action = Callable[[argparse.Namespace], int]
 
 
@@ -44,14 +47,14 @@ def run_demo(options: argparse.Namespace) -> int:
         demo.wait_for_exit(training)
     except KeyboardInterrupt:
         demo.stop(training)
-        _say("the demo's training was stopped too")
+        _say(f"the demo's training was stopped too; recording: {run.recording or 'none'}")
         return 130
     _say(f"recording: {run.recording}" if run.recording else "not recorded")
     return 0
 
 
 def run_watch(options: argparse.Namespace) -> int:
-    """Watches a live run, or replays its recording when it is over."""
+    """Watches a live run, or shows the whole recording of one that is over."""
     live = runs.list_runs()
     if options.run is None:
         run = _choose(live, options)
@@ -61,7 +64,7 @@ def run_watch(options: argparse.Namespace) -> int:
         except runs.RunNotFound as error:
             if not Path(options.run).is_file():
                 raise Mistake(str(error), 3) from None
-            return _show(_recorded(options.run, 1.0, None), options)
+            return _show(_recorded(options.run, 1.0, _THE_END), options)
     return _show(LiveSource(run), options)
 
 

@@ -329,23 +329,25 @@ class UnstuckApp(App[None]):
         """Writes the screen as an SVG file into the current folder."""
         path = picture_path(self.session)
         try:
-            path.write_text(self.screen_svg(), encoding="utf-8")
+            path.write_text(self.export_screenshot(), encoding="utf-8")
         except OSError as error:
             self._toast(f"{path} could not be written: {error.strerror or error}", "error")
         else:
             self._toast(f"Saved {path}", "information")
 
-    def screen_svg(self) -> str:
-        """The screen as a picture that loads nothing from elsewhere."""
+    def export_screenshot(self, *, title: str | None = None, simplify: bool = False) -> str:
+        """The screen as an SVG that loads nothing from elsewhere."""
         name = self.session.run.name if self.session.run else ""
-        return self_contained(self.export_screenshot(title=f"unstuck: {name}" if name else "unstuck"))
+        title = title or (f"unstuck: {name}" if name else "unstuck")
+        return self_contained(super().export_screenshot(title=title, simplify=simplify))
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
         """What the palette finds: every action, every command, every metric."""
+        ascii_only = self.view.ascii_only
         for title, text, run in self._palette():
-            title, text = (plain(words, self.view.ascii_only) for words in (title, text))
             # The palette reads markup, in which usages such as [ARGUMENT=VALUE] have a meaning.
-            yield SystemCommand(title, text.replace("[", r"\["), run)
+            literal = plain(text, ascii_only).replace("[", r"\[")
+            yield SystemCommand(plain(title, ascii_only), literal, run)
 
     def _palette(self) -> Iterable[tuple[str, str, Callable[[], object]]]:
         for key in KEYS:

@@ -18,6 +18,8 @@ Mode = Literal["live", "frozen", "all"]
 SMOOTHINGS: Final = (0, 10, 30, 100, 300, 1_000)
 """Steps of the moving mean that one key goes through. 0: none."""
 
+_ROUND: Final = (10, 11, 12, 13, 14, 16, 18, 20, 22, 25, 28, 32, 36, 40, 45, 50, 56, 63, 70, 80, 90, 100)
+
 SHORTEST_SPAN: Final = 10
 """Steps. Closer than that there is nothing to see between two dots."""
 
@@ -90,7 +92,7 @@ class View:
         if self.mode == "live":
             stop = _rounded_up(max(steps, self.span), max(1, self.span // 10))
             return stop - self.span, stop
-        return 0, _rounded_up(max(steps, 20), 10 ** max(0, len(str(steps)) - 2) * 2)
+        return 0, _with_room(max(steps, 20))
 
     def zoomed(self, factor: float, anchor: int | None, steps: int) -> View:
         """Shows `factor` times as many steps round `anchor` (`None`: the newest shown), frozen."""
@@ -146,6 +148,12 @@ class View:
     def _frozen_at(self, start: int, span: int, steps: int) -> View:
         start = max(0, min(start, max(0, steps - span // 2)))
         return replace(self, mode="frozen", start=start, stop=start + span)
+
+
+def _with_room(steps: int) -> int:
+    """The next of few round numbers, each about a tenth above the one before."""
+    unit = 10 ** (len(str(steps)) - 2)
+    return next(mantissa * unit for mantissa in _ROUND if mantissa * unit >= steps)
 
 
 def _rounded_up(value: int, to: int) -> int:

@@ -7,6 +7,7 @@ Deterministic, with nothing of the clock in it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -41,6 +42,11 @@ EDGES = tuple(i / 20 for i in range(21))
 
 def story(steps: int = 2_400, *, epochs: int = 20, nan_from: int | None = None) -> list[AnyEvent]:
     """All events up to that step; with `nan_from`, the loss is NaN from there on."""
+    return list(_told(steps, epochs, nan_from))
+
+
+@lru_cache
+def _told(steps: int, epochs: int, nan_from: int | None) -> list[AnyEvent]:
     rng = np.random.default_rng(7)
     time = STARTED_AT + 2.0
     events: list[AnyEvent] = [

@@ -109,7 +109,7 @@ async def test_the_rate_is_halved_and_doubled_by_one_key():
         await press(pilot, "left_square_bracket", "right_square_bracket")
         assert app.source.sent == ["lr x0.5", "lr x2"]
         await until(pilot, lambda: "lr x0.5: applied. lr 0.01 → 5e-3" in shown(app))
-        assert "5e-3 asked → 0.01 in effect" in shown(app)
+        await until(pilot, lambda: "5e-3 asked → 0.01 in effect" in shown(app))
 
 
 async def test_a_command_that_is_not_answered_yet_is_shown_as_sent():

@@ -107,7 +107,7 @@ def list_runs(*, timeout_s: float = 1.0) -> list[RunFile]:
     answers = sockets.ask_each(questions, timeout_s) if questions else {}
     for path, run in _run_files():
         # A process that lives but does not answer just now is busy (compiling, suspended), not gone.
-        if run.run_id in found and run.run_id not in answers and not _process_lives(run.pid):
+        if run.run_id in found and run.run_id not in answers and not process_lives(run.pid):
             _remove(path, run)
             del found[run.run_id]
     return sorted(found.values(), key=lambda run: run.started_at, reverse=True)
@@ -144,9 +144,22 @@ def run_of_process(pid: int) -> RunFile | None:
     return max(own, key=lambda run: run.started_at, default=None)
 
 
+def process_lives(pid: int) -> bool:
+    """Whether a process of this number exists on this machine."""
+    if pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
 def is_gone(run: RunFile) -> bool:
     """Whether it is certain that the run's process is no more; False where this machine cannot tell."""
-    return run.local and (not _process_lives(run.pid) or _refused(run))
+    return run.local and (not process_lives(run.pid) or _refused(run))
 
 
 def remove_run_file(run_id: str, folder: Path | None = None) -> None:
@@ -182,18 +195,6 @@ def _refused(run: RunFile) -> bool:
         except OSError:
             return False
     return False
-
-
-def _process_lives(pid: int) -> bool:
-    if pid <= 0:
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True
 
 
 def _remove(path: Path, run: RunFile) -> None:

@@ -62,6 +62,7 @@ class ChartPanel(Panel):
     """Curves over the steps in view."""
 
     smooths: ClassVar[bool] = True
+    """Whether smoothing and the shading of plateaus concern it."""
 
     def series_name(self, session: Session, view: View) -> str | None:
         """Whose axis is toggled between linear and logarithmic, and whose running mean is marked as such."""
@@ -95,7 +96,7 @@ class ChartPanel(Panel):
             bands=[
                 (f.start, f.stop, "over" if f.severity == "note" else "band")
                 for f in view.findings
-                if f.shaded
+                if f.shaded and self.smooths
             ],
             marks=marks(session),
             epochs=[first for _, first in session.epochs if first > 0],

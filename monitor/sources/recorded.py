@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from client_callback.wire import commands, protocol
+from client_callback.wire import commands, protocol, runs
 from client_callback.wire.protocol import AnyEvent, Float64, Int64, Samples, Steps
 from client_callback.wire.recording import JournalReader
 from monitor.sources.source import Order, Update, slice_samples, slice_steps
@@ -22,8 +22,8 @@ from monitor.sources.source import Order, Update, slice_samples, slice_steps
 LONGEST_WAIT_S = 3.0
 """Nobody watches a pause of the training in full: playing skips ahead to this long before the next event."""
 _FOLLOW_S = 0.5
-_STILL_WRITTEN_S = 10.0
-"""A recording without an end that has not grown for so long was left by a killed process."""
+_STILL_WRITTEN_S = 60.0
+"""A recording of another machine that has no end and has not grown for so long was left by a killed process."""
 _EVENTS_TO_JUMP_TO = (
     protocol.Reply,
     protocol.OptimizerChanged,
@@ -36,7 +36,8 @@ _EVENTS_TO_JUMP_TO = (
 class RecordedSource:
     """Plays the recording at `path`. Raises RecordingError when it is none.
 
-    `start_step` None: from the beginning. `clock` counts seconds; tests bring their own.
+    `start_step` None: from the beginning; beyond the last step: all of it at once.
+    `clock` counts seconds; tests bring their own.
     """
 
     live = False
@@ -66,10 +67,12 @@ class RecordedSource:
         self._reset = False
         self._time = 0.0
         """The moment of the recording that playing has reached."""
-        self._target: int | None = start_step
+        self._target: int | None = None
         self._followed_at = self._ticked_at = self._grew_at = clock()
         self._read_on()
         self._rewind()
+        if start_step is not None:
+            self._target = min(start_step, self._last_step)
 
     # ── What the controls show and change ─────────────────────────────────────────────────────────
 
@@ -131,8 +134,7 @@ class RecordedSource:
 
     def play(self) -> None:
         """Lets the position move; from the start when it was at the end."""
-        over = self._complete or self._clock() - self._grew_at > _STILL_WRITTEN_S
-        if over and self.at_end:
+        if self.at_end and not self._still_written():
             self.seek(0)
         self._ticked_at = self._clock()
         self._playing = True
@@ -168,7 +170,7 @@ class RecordedSource:
             self._advance_clock()
             self._deliver(events, self._time, math.inf)
             self._skip_idle()
-            if self._complete and self.at_end:
+            if self.at_end and not self._still_written():
                 self._playing = False
         reset, self._reset = self._reset, False
         return Update(reset, events)
@@ -190,6 +192,13 @@ class RecordedSource:
         if not self._complete and now - self._followed_at >= _FOLLOW_S:
             self._followed_at = now
             self._read_on()
+
+    def _still_written(self) -> bool:
+        if self._complete:
+            return False
+        if self.run.host == runs.host_name():
+            return runs.process_lives(self.run.pid)
+        return self._clock() - self._grew_at < _STILL_WRITTEN_S
 
     def _read_on(self) -> None:
         for frame in self._reader.frames(self._order.last_seq):

@@ -1,0 +1,380 @@
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from client_callback.link import Link
+from client_callback.wire import folders, runs
+from client_callback.wire.journal import JournalWriter
+from monitor import demo, plain
+from monitor.cli import main
+from monitor.mistake import Mistake
+from monitor.sending import NoAnswer, send
+from monitor.sources import RecordedSource
+from tests.toy_runs import description, start_training, started, steps, story, wait_until
+
+ROOT = Path(__file__).parent.parent
+PROGRAM = [sys.executable, "-m", "monitor"]
+
+
+@pytest.fixture
+def training():
+    """A process that answers commands: halves its rate, refuses another optimizer."""
+    process, path = start_training(10_000, 0.02)
+    yield path
+    process.kill()
+    process.communicate()
+
+
+@pytest.fixture
+def recording(tmp_path):
+    run, events = story(drains=40, epochs=2)
+    path = tmp_path / "toy.unstuck"
+    writer = JournalWriter(path, run)
+    writer.append(events)
+    writer.close()
+    return path
+
+
+def unstuck(*words, **options):
+    return subprocess.run(
+        [*PROGRAM, *map(str, words)],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=60,
+        **options,
+    )
+
+
+def one_line(text):
+    assert text.startswith("unstuck: ")
+    assert text.count("\n") == 1
+    assert "Traceback" not in text
+    return text
+
+
+# ── send ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_send_prints_one_object_and_says_by_its_exit_code_whether_it_was_applied(training):
+    done = unstuck("send", "toy", "lr", "x0.5", "--json")
+    answer = json.loads(done.stdout)
+    assert done.returncode == 0
+    assert answer["status"] == "applied"
+    assert (answer["before"], answer["after"]) == ({"learning_rate": 0.1}, {"learning_rate": 0.05})
+    assert answer["step"] > 0
+    assert answer["reason"] == ""
+    assert answer["command"] == "lr x0.5"
+    done = unstuck("send", "--json", "toy", "optimizer sgd learning_rate=0.01")
+    assert (done.returncode, json.loads(done.stdout)["status"]) == (1, "refused")
+
+
+def test_send_tells_a_person_what_changed(training, capsys):
+    run = runs.list_runs()[0]
+    assert main(["send", run.run_id[:5], "lr", "/2"]) == 0
+    assert re.fullmatch(r"applied at step \d+: learning_rate 0\.1 → 0\.05\n", capsys.readouterr().out)
+
+
+def test_a_recordings_path_and_an_endpoint_stand_for_the_live_run(training, capsys):
+    run = runs.list_runs()[0]
+    assert main(["send", str(training), "pause"]) == 0
+    assert main(["send", run.control, "resume"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "what"),
+    [
+        (["send", "toy", "faster"], 2, "unknown command 'faster'; possible: lr, optimizer"),
+        (["send", "toy", "lr", "fast"], 2, "'fast' is no number"),
+        (["send", "toy", "note " + "a" * 4_100], 2, "too long"),
+        (["send", "absent", "stop"], 3, "no live run 'absent'; live: "),
+    ],
+)
+def test_send_says_in_one_line_what_is_wrong(training, capsys, words, code, what):
+    assert main(words) == code
+    captured = capsys.readouterr()
+    assert what in one_line(captured.err)
+    assert captured.out == ""
+
+
+def test_send_gives_up_in_time(capsys):
+    link = Link(description())
+    began = time.monotonic()
+    assert main(["send", "toy", "stop", "--wait", "0.4"]) == 4
+    assert time.monotonic() - began < 5
+    assert "did not answer within 0.4 s; it may still apply 'stop'" in one_line(capsys.readouterr().err)
+    with pytest.raises(NoAnswer):
+        send("toy", "stop", wait_s=0.1)
+    assert [command.who for command in link.take_commands()] == [
+        f"{runs.user_name()}@{runs.host_name()} send"
+    ] * 2
+    link.close()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["dance"],
+        ["send"],
+        ["send", "toy"],
+        ["send", "toy", "stop", "--wait", "-1"],
+        ["send", "toy", "stop", "--wait", "soon"],
+        ["replay", "x", "--speed", "0"],
+        ["replay", "x", "--from", "-3"],
+        ["export", "x"],
+        ["export", "x", "--to", "parquet"],
+        ["demo", "cats"],
+    ],
+)
+def test_words_that_are_no_command_line_are_refused_with_code_2(words, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 2
+    assert "usage: unstuck" in capsys.readouterr().err
+
+
+# ── runs, watch ───────────────────────────────────────────────────────────────────────────────────
+
+
+def test_runs_lists_what_is_live(capsys):
+    assert main(["runs"]) == 0
+    assert capsys.readouterr().out == "no run is live on this machine\n"
+    assert main(["runs", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == []
+    link = Link(description("heart", run_id="0123abcd"))
+    assert main(["runs"]) == 0
+    header, row = capsys.readouterr().out.splitlines()
+    assert header.split() == ["ID", "NAME", "PID", "USER", "SINCE", "RECORDING"]
+    assert row.split()[:3] == ["0123abcd", "heart", str(os.getpid())]
+    assert main(["runs", "--json"]) == 0
+    (run,) = json.loads(capsys.readouterr().out)
+    assert (run["run_id"], run["recording"]) == ("0123abcd", str(link.recording))
+    link.close()
+
+
+def test_watch_without_any_run_says_how_to_start_one(capsys):
+    assert main(["watch"]) == 3
+    assert "unstuck demo" in one_line(capsys.readouterr().err)
+    assert main(["watch", "heart"]) == 3
+    assert "no run is live" in one_line(capsys.readouterr().err)
+
+
+def test_watch_without_a_terminal_prints_the_newest_run_until_it_ends():
+    older = Link(description("older", started_at=time.time() - 100))
+    process, path = start_training(60, 0.02, "newer")
+    done = unstuck("watch")
+    process.communicate()
+    older.close()
+    assert done.returncode == 0
+    assert "2 runs are live; watching the newest" in done.stderr
+    lines = done.stdout.splitlines()
+    assert "(newer)" in lines[0]
+    assert lines[-1] == "run finished at step 300"
+    assert lines[-2].startswith("step 300  loss 299  accuracy 300")
+    assert path.exists()
+
+
+def test_watch_of_a_recording_that_is_over_shows_all_of_it_at_once(recording):
+    done = unstuck("watch", recording, "--no-tui")
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[-1] == "run finished at step 400"
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(recording):
+    done = subprocess.run(
+        f"{sys.executable} -m monitor export {recording} --to csv | head -1",
+        check=False,
+        shell=True,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=60,
+    )
+    assert done.stdout.startswith("step,epoch,time")
+    assert done.stderr == ""
+
+
+def test_a_terminal_asks_which_of_several_runs_is_meant(tmp_path):
+    links = [Link(description(name)) for name in ("heart", "digits")]
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(ROOT)
+        os.execv(PROGRAM[0], [*PROGRAM, "watch"])
+    seen = b""
+    while b"Which run? [1-2" not in seen:
+        seen += os.read(terminal, 1_000)
+    os.write(terminal, b"\x03")
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 130
+    os.close(terminal)
+    assert b"digits" in seen
+    for link in links:
+        link.close()
+
+
+# ── Recordings ────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_replay_without_a_terminal_prints_what_happened(recording, capsys):
+    assert main(["replay", str(recording), "--from", "390", "--speed", "50"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "run finished at step 400"
+    assert "-- lr x0.5: applied at step 200: learning_rate 0.1 → 0.05" in lines
+    assert "-- epoch 1 ended at step 200: loss 200  val_loss nan" in lines
+
+
+def test_export_writes_a_table_to_a_file_or_to_standard_output(recording, tmp_path, capsys):
+    assert main(["export", str(recording), "--to", "csv"]) == 0
+    text = capsys.readouterr().out
+    assert len(list(csv.DictReader(io.StringIO(text)))) == 400
+    output = tmp_path / "steps.csv"
+    assert main(["export", str(recording), "--to", "csv", "-o", str(output)]) == 0
+    assert output.read_text() == text
+    assert main(["export", str(recording), "--to", "jsonl", "--what", "layers"]) == 0
+    first = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert first == {"step": 0, "variable": "dense/kernel", "gradient_norm": 0.0}
+
+
+def test_export_never_writes_over_the_recording(recording, capsys):
+    before = recording.read_bytes()
+    assert main(["export", str(recording), "--to", "csv", "-o", str(recording)]) == 2
+    assert "is the recording itself" in one_line(capsys.readouterr().err)
+    assert recording.read_bytes() == before
+    assert main(["export", str(recording), "--to", "csv", "-o", "/absent/folder/x"]) == 1
+    assert "cannot be written" in one_line(capsys.readouterr().err)
+
+
+def test_info_says_what_a_recording_holds(recording, capsys):
+    assert main(["info", str(recording)]) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"^steps +400$", text, re.MULTILINE)
+    assert main(["info", str(recording), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["outcome"] == "finished"
+
+
+@pytest.mark.parametrize("words", [["info"], ["replay"], ["export", "--to", "csv"]])
+def test_what_is_no_recording_is_said_in_one_line(words, tmp_path, capsys):
+    other = tmp_path / "notes.txt"
+    other.write_text("loss 0.69")
+    assert main([words[0], str(other), *words[1:]]) == 1
+    assert "is no recording of unstuck" in one_line(capsys.readouterr().err)
+    assert main([words[0], str(tmp_path / "absent"), *words[1:]]) == 1
+    assert "No such file" in one_line(capsys.readouterr().err)
+
+
+def test_a_damaged_recording_is_exported_as_far_as_it_goes(recording, capsys):
+    content = recording.read_bytes()
+    at = content.index(b"accuracy", len(content) // 4) + 30
+    recording.write_bytes(content[:at] + b"\xff" + content[at + 1 :])
+    assert main(["export", str(recording), "--to", "csv"]) == 0
+    captured = capsys.readouterr()
+    assert 0 < captured.out.count("\n") < 401
+    assert "is damaged: its checksum does not fit" in captured.err
+
+
+def test_lines_of_a_killed_training_end_where_its_recording_ends(tmp_path):
+    path = tmp_path / "toy.unstuck"
+    ended = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], check=True, capture_output=True
+    )
+    run = description(started_at=1_000.0, pid=int(ended.stdout))
+    writer = JournalWriter(path, run)
+    writer.append([started(run), steps(0)])
+    writer.close()
+    out = io.StringIO()
+    with contextlib.closing(RecordedSource(path, 1_000.0)) as source:
+        assert plain.follow(source, out) is None
+    assert out.getvalue().splitlines()[-1].startswith("step 5  loss 4")
+
+
+# ── The program itself ────────────────────────────────────────────────────────────────────────────
+
+
+def test_help_loads_next_to_nothing():
+    script = (
+        "import sys, monitor.cli as c\ntry: c.main(['--help'])\n"
+        "except SystemExit: print(*sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], check=True, capture_output=True, text=True, cwd=ROOT
+    )
+    loaded = set(done.stderr.split())
+    assert loaded.isdisjoint({"numpy", "zmq", "textual", "rich", "keras", "msgspec", "sqlite3"})
+    assert "exit codes" in done.stdout
+
+
+def test_listing_runs_loads_no_drawing():
+    script = "import sys, monitor.cli as c\nc.main(['runs'])\nprint(*sys.modules, file=sys.stderr)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], check=True, capture_output=True, text=True, cwd=ROOT
+    )
+    assert set(done.stderr.split()).isdisjoint({"textual", "rich", "keras", "tensorflow", "sklearn"})
+
+
+def test_the_version_is_the_packages(capsys):
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert re.fullmatch(r"unstuck \d+\.\d+.*\n", capsys.readouterr().out)
+
+
+# ── demo ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_demo_is_watched_and_stopped_with_its_watcher():
+    process = subprocess.Popen(
+        [*PROGRAM, "demo", "digits", "--no-tui"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    lines = []
+    while not any(line.startswith("step ") for line in lines):
+        lines.append(process.stdout.readline())
+        assert lines[-1], process.stderr.read()
+    (run,) = runs.list_runs()
+    process.send_signal(signal.SIGTERM)
+    rest, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "training was stopped too" in rest
+    assert "Traceback" not in errors
+    assert "(digits)" in lines[0]
+    wait_until(lambda: runs.is_gone(run))
+    assert runs.list_runs() == []
+    (log,) = folders.logs_folder().iterdir()
+    assert log.stat().st_mode & 0o077 == 0
+
+
+def test_a_demo_that_dies_says_why(tmp_path, monkeypatch):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "keras.py").write_text("raise RuntimeError('no such device')")
+    monkeypatch.setenv("PYTHONPATH", str(broken))
+    training = demo.start("digits")
+    with pytest.raises(Mistake, match=r"exit code 1(.|\n)*no such device") as caught:
+        demo.wait_for_run(training)
+    assert caught.value.code == 1
+
+
+def test_a_demo_without_its_libraries_names_what_to_install(tmp_path, monkeypatch):
+    missing = tmp_path / "missing"
+    missing.mkdir()
+    (missing / "sklearn.py").write_text("raise ModuleNotFoundError(\"No module named 'sklearn'\")")
+    monkeypatch.setenv("PYTHONPATH", str(missing))
+    training = demo.start("digits")
+    with pytest.raises(Mistake, match=re.escape('pip install "unstuck[demos]"')):
+        demo.wait_for_run(training)
