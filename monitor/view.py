@@ -152,7 +152,7 @@ class View:
 
 def _with_room(steps: int) -> int:
     """The next of few round numbers, each about a tenth above the one before."""
-    unit = 10 ** (len(str(steps)) - 2)
+    unit: int = 10 ** (len(str(steps)) - 2)
     return next(mantissa * unit for mantissa in _ROUND if mantissa * unit >= steps)
 
 

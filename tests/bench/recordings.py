@@ -21,8 +21,8 @@ def run() -> list[tuple[str, float, float]]:
     """(label, seconds, seconds of the reference) of each measurement."""
     with tempfile.TemporaryDirectory() as folder:
         path, reference = Path(folder) / "run.unstuck", Path(folder) / "columns.npz"
-        columns = _columns()
-        writing = _seconds(lambda: _record(path, columns))
+        columns = random_columns()
+        writing = _seconds(lambda: record_columns(path, columns))
         saving = _seconds(lambda: np.savez(reference, **columns))
         loading = min(_seconds(lambda: _load(reference)) for _ in range(3))
         opening = min(_seconds(lambda: _open(path)) for _ in range(3))
@@ -32,13 +32,13 @@ def run() -> list[tuple[str, float, float]]:
     ]
 
 
-def _columns() -> dict[str, np.ndarray]:
+def random_columns() -> dict[str, np.ndarray]:
     chance = np.random.default_rng(0)
     columns = {name: chance.random(STEPS, np.float32) for name in NAMES}
     return {"time": np.linspace(0.0, 5_000.0, STEPS), **columns}
 
 
-def _record(path: Path, columns: dict[str, np.ndarray]) -> None:
+def record_columns(path: Path, columns: dict[str, np.ndarray]) -> None:
     run = protocol.RunDescription(run_id="bench", name="bench", started_at=0.0)
     writer = JournalWriter(path, run)
     writer.append([protocol.RunStarted(run=run)])
