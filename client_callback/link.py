@@ -275,21 +275,18 @@ class Link:
         return True
 
     def _queue_command(self, command: Command) -> None:
-        if not self._run.control or self._ended:
-            reason = "the run has ended" if self._ended else "this run takes no commands (control=False)"
-            refused = Reply(
-                id=command.id,
-                text=command.text,
-                who=command.who,
-                status="refused",
-                reason=reason,
-                step=self._step,
-                time=time.time(),
+        if self._ended and self._server:
+            self._server.answer(
+                Reply(
+                    id=command.id,
+                    text=command.text,
+                    who=command.who,
+                    status="refused",
+                    reason="the run has ended",
+                    step=self._step,
+                    time=time.time(),
+                )
             )
-            if self._ended and self._server:
-                self._server.answer(refused)
-            else:
-                self.send(refused)
             return
         with self._lock:
             self._commands.append(command)

@@ -157,9 +157,17 @@ class Server:
         self._poller.register(self._stream, zmq.POLLIN)
 
     def _bind_unix(self) -> None:
-        folder = folders.socket_folder(self._run.run_id)
-        if folder != folders.runtime_folder():
-            self._own_folder = folder
+        folder = folders.runtime_folder()
+        if folders.fits_sockets(folder, self._run.run_id):
+            try:
+                self._bind_in(folder)
+                return
+            except zmq.ZMQError:  # some network file systems hold no sockets
+                pass
+        self._own_folder = folders.short_folder()
+        self._bind_in(self._own_folder)
+
+    def _bind_in(self, folder: Path) -> None:
         self.control = f"ipc://{folder / self._run.run_id}.control"
         self.stream = f"ipc://{folder / self._run.run_id}.stream"
         self._control.bind(self.control)

@@ -527,15 +527,6 @@ def test_a_command_is_taken_once_and_answered_to_everyone_who_sent_it(make_link,
     assert [event.id for event in recorded(link.recording) if isinstance(event, protocol.Reply)] == ["c1"]
 
 
-def test_a_run_that_takes_no_commands_says_so_and_records_it(make_link, context):
-    link = make_link(description(control=False))
-    answer = asker(context, link)(protocol.Command(id="c1", text="stop"))
-    assert (answer.status, answer.reason) == ("refused", "this run takes no commands (control=False)")
-    assert link.take_commands() == []
-    link.close()
-    assert isinstance(recorded(link.recording)[-1], protocol.Reply)
-
-
 def test_a_command_after_the_end_is_refused_and_the_end_stays_the_last_frame(make_link, context):
     link = make_link()
     ask = asker(context, link)

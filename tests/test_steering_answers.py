@@ -12,12 +12,9 @@ from keras.optimizers.schedules import CosineDecay
 from client_callback.steering import backends, describe_optimizer, optimizer_catalogue
 from client_callback.steering.handlers import HANDLERS
 from client_callback.wire import commands
-from client_callback.wire.protocol import Command
 from tests.steered_fit import (
     STEPS,
     SteeredFit,
-    X,
-    Y,
     assert_equal_weights,
     dense_model,
     steered,
@@ -72,29 +69,6 @@ def test_a_command_that_cannot_be_understood_is_refused_with_what_is_possible(te
     fit = SteeredFit({})
     reply = fit.send(text)
     assert reply.status == "refused" and reply.reason
-
-
-def test_the_same_command_twice_is_applied_once_and_answered_twice_alike():
-    class SendsTwice(SteeredFit):
-        def on_train_batch_begin(self, batch, logs=None):
-            if self.step == 3:
-                command = Command(id="same", text="lr x0.5")
-                self.replies += [self.steering.answer(command, 1.0), self.steering.answer(command, 2.0)]
-            super().on_train_batch_begin(batch, logs)
-
-    model = dense_model()
-    model.compile(SGD(0.1), "mse")
-    fit = SendsTwice({})
-    model.fit(X, Y, batch_size=8, epochs=1, verbose=0, callbacks=[fit])
-    assert fit.replies[0] is fit.replies[1]
-    assert fit.rates[-1] == pytest.approx(0.05)
-
-
-def test_only_so_many_answers_are_kept():
-    fit = SteeredFit({})
-    for number in range(1000):
-        fit.steering.answer(Command(id=str(number), text="note x"), 1.0)
-    assert len(fit.steering._replies) == 256
 
 
 @pytest.mark.parametrize("text", ["lr 0.1", "lr x2", "optimizer adam"])

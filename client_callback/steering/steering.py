@@ -6,7 +6,6 @@ The callback calls `install` before the first trace, `answer` between batches on
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import Any, Literal
 
 from client_callback.steering.describe import current_optimizer
@@ -18,9 +17,6 @@ from client_callback.wire.protocol import Command, Problem, Reply
 
 _Status = Literal["applied", "refused", "failed"]
 
-_REMEMBERED = 256
-"""Replies kept, so that a command sent twice is applied once."""
-
 _REASON_LENGTH = 4_000
 """Characters of an error that are passed on: TensorFlow's can be long."""
 
@@ -31,7 +27,6 @@ class Steering:
     def __init__(self, training: Training, *, control: bool) -> None:
         self._training = training
         self._control = control
-        self._replies: OrderedDict[str, Reply] = OrderedDict()
 
     def install(self) -> None:
         """Makes a scheduled rate steerable; must come before the first trace of this training."""
@@ -57,14 +52,7 @@ class Steering:
             model.train_function = None  # type: ignore[union-attr]
 
     def answer(self, command: Command, time: float) -> Reply:
-        """The reply to one command; the very same object when a command's id was answered before."""
-        if command.id not in self._replies:
-            self._replies[command.id] = self._carry_out(command, time)
-            if len(self._replies) > _REMEMBERED:
-                self._replies.popitem(last=False)
-        return self._replies[command.id]
-
-    def _carry_out(self, command: Command, time: float) -> Reply:
+        """The reply to one command. (The link sees to it that a command sent twice comes here once.)"""
         try:
             instruction = commands.parse(command.text)
             if not self._control and type(instruction) not in OBEYED_WITHOUT_CONTROL:

@@ -22,15 +22,12 @@ _APPLICATION = "unstuck"
 
 
 def runtime_folder() -> Path:
-    """Run files and Unix sockets; made 0700."""
-    home = _home()
-    if home:
-        return private_folder(home / "runs")
-    folder = Path(platformdirs.user_runtime_dir(_APPLICATION))
-    if folder.parent.is_dir() and folder.parent.stat().st_uid == os.getuid():
-        return private_folder(folder)
-    # In a shared folder such as /tmp only a folder directly in it is safe from being swapped.
-    return private_folder(Path(tempfile.gettempdir()) / f"{_APPLICATION}-{os.getuid()}")
+    """Run files and Unix sockets; made 0700.
+
+    Not the system's runtime directory: a training started by a batch system and a terminal opened over SSH
+    are told different ones, and it vanishes when its user logs out.
+    """
+    return private_folder((_home() or Path(platformdirs.user_data_dir(_APPLICATION))) / "runs")
 
 
 def recordings_folder() -> Path:
@@ -76,15 +73,13 @@ def recording_path(folder: Path, name: str, run_id: str, started_at: float) -> P
     return folder / f"{plain}-{when}-{run_id}{RECORDING_SUFFIX}"
 
 
-def socket_folder(run_id: str) -> Path:
-    """Where the Unix sockets of a run go: the runtime folder, or a short one when its path is too long."""
-    folder = runtime_folder()
-    if len(os.fsencode(folder / f"{run_id}.control")) <= MAX_SOCKET_PATH:
-        return folder
-    short = Path(tempfile.mkdtemp(prefix=f"{_APPLICATION}-"))
-    if len(os.fsencode(short / f"{run_id}.control")) <= MAX_SOCKET_PATH:
-        return short
-    short.rmdir()
+def fits_sockets(folder: Path, run_id: str) -> bool:
+    """Whether the path of a run's sockets in `folder` is short enough for the system."""
+    return len(os.fsencode(folder / f"{run_id}.control")) <= MAX_SOCKET_PATH
+
+
+def short_folder() -> Path:
+    """A new folder with a short path, 0700, for sockets that the runtime folder cannot hold."""
     return Path(tempfile.mkdtemp(prefix=f"{_APPLICATION}-", dir="/tmp"))
 
 
