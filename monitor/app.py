@@ -32,7 +32,7 @@ from monitor.messages import (
     Zoomed,
 )
 from monitor.panels.command_line import CommandLine
-from monitor.panels.curves import metric_names, next_metric, shown_metric
+from monitor.panels.curves import log_axis, metric_names, next_metric, shown_metric
 from monitor.panels.findings import sendable
 from monitor.panels.gradients import next_statistic
 from monitor.panels.interventions import spoken
@@ -240,8 +240,10 @@ class UnstuckApp(App[None]):
         name = {"loss": "loss", "learning-rate": "learning_rate"}.get(chart) or shown_metric(
             self.session, self.view
         )
-        if name:
-            self._look(log=self.view.log ^ {name})
+        if name and log_axis(self.session, self.view, name):
+            self._look(log=self.view.log - {name}, linear=self.view.linear | {name})
+        elif name:
+            self._look(log=self.view.log | {name}, linear=self.view.linear - {name})
 
     def action_smooth(self, by: int) -> None:
         """The next smoothing."""

@@ -59,6 +59,8 @@ class View:
     smoothing: int = 30
     log: frozenset[str] = frozenset({"learning_rate"})
     """Charts with a logarithmic axis, by the name of their series."""
+    linear: frozenset[str] = frozenset()
+    """Charts with a linear one. The others choose by what they show."""
     chart: Literal["loss", "metric"] = "loss"
     """Which of the two is shown where there is room for one."""
     metric: str | None = None

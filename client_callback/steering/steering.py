@@ -52,7 +52,7 @@ class Steering:
             model.train_function = None  # type: ignore[union-attr]
 
     def answer(self, command: Command, time: float) -> Reply:
-        """The reply to one command. (The link sees to it that a command sent twice comes here once.)"""
+        """The reply to one command; the link sees to it that a command sent twice comes here once."""
         try:
             instruction = commands.parse(command.text)
             if not self._control and type(instruction) not in OBEYED_WITHOUT_CONTROL:

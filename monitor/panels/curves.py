@@ -9,6 +9,7 @@ from collections.abc import Hashable
 from dataclasses import replace
 from typing import ClassVar, Final
 
+import numpy as np
 from textual import events
 
 from client_callback.wire.protocol import Reply
@@ -20,6 +21,10 @@ from monitor.view import View
 
 ZOOM_FACTOR: Final = 0.8
 """Of one notch of the mouse wheel."""
+
+DECADES: Final = 30.0
+"""How far the highest value lies above the usual one where a linear axis hides the usual one."""
+_PARTS: Final = 64
 
 _SIGNS: Final = {"lr": "▼", "optimizer": "◆", "pause": "‖", "stop": "■", "note": "•"}
 """By the first word of a command; one that is not here leaves no mark."""
@@ -51,6 +56,18 @@ def next_metric(session: Session, view: View, *, with_loss: bool) -> View:
     if with_loss and shown == names[-1]:
         return replace(view, chart="loss")
     return replace(view, metric=names[(names.index(shown) + 1) % len(names)])
+
+
+def log_axis(session: Session, view: View, name: str) -> bool:
+    """Whether a series has a logarithmic axis: as asked, or because a linear one would show its peaks alone."""
+    if name in view.log or name in view.linear:
+        return name in view.log
+    column = session.series.get(name)
+    if column is None or not len(column):
+        return False
+    lows, highs = column.envelope(*view.window(len(session.times)), _PARTS)
+    usual = np.nanmedian(highs) if np.isfinite(highs).any() else np.nan
+    return bool(np.nanmin(lows, initial=np.inf) > 0 and np.nanmax(highs, initial=0.0) > DECADES * usual)
 
 
 def marks(session: Session) -> list[Mark]:
@@ -138,7 +155,8 @@ class ChartPanel(Panel):
             self.post_message(Zoomed(ZOOM_FACTOR if up else 1 / ZOOM_FACTOR, step))
 
     def _log(self, session: Session, view: View) -> bool:
-        return self.series_name(session, view) in view.log
+        name = self.series_name(session, view)
+        return name is not None and log_axis(session, view, name)
 
     def _step_at(self, x: int) -> int | None:
         """The step drawn in that column of cells. `None`: beside the plot, or not there yet."""
