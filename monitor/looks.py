@@ -32,11 +32,9 @@ _FONTS: Final = "Fira Code, JetBrains Mono, DejaVu Sans Mono, Menlo, Consolas, m
 
 
 def self_contained(svg: str) -> str:
-    """A picture as Rich exports it, but loading nothing from elsewhere and keeping its spaces."""
+    """A picture as Rich exports it, but loading nothing from elsewhere."""
     svg = re.sub(r"@font-face\s*{.*?}|<!--.*?-->", "", svg, flags=re.DOTALL)
-    svg = svg.replace("font-family: Fira Code, monospace;", f"font-family: {_FONTS}; white-space: pre;")
-    # No-break spaces at the ends of a text are dropped by some renderers, preserved spaces are not.
-    return svg.replace("<svg ", '<svg xml:space="preserve" ', 1).replace("&#160;", " ")
+    return svg.replace("font-family: Fira Code, monospace;", f"font-family: {_FONTS};")
 
 
 def picture_path(session: Session) -> Path:

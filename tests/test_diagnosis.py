@@ -138,3 +138,11 @@ def test_looking_again_at_a_million_steps_is_cheap():
     for _ in range(10):
         diagnose(session)
     assert (time.perf_counter() - began) / 10 < 0.05
+
+
+def test_a_loss_that_fell_far_is_still_stuck_while_accuracy_is_that_of_guessing():
+    session = plateau.AILING["the loss explodes first and then sits at ln 2"]()
+    newest = plateau.check(session)[0]
+    assert newest.title.startswith("Stuck")
+    assert newest.detail.startswith(("loss 0.68", "loss 0.69"))
+    assert newest.remedies

@@ -45,6 +45,8 @@ ACHIEVED_SHARE: Final = 0.01
 """Of what the loss has fallen since the start; what counts near convergence, where the loss is tiny."""
 CONVERGED_SHARE: Final = 0.02
 """Of the first losses. Below, a flat loss may as well be the end of the road."""
+CONVERGED_ACCURACY: Final = 0.9
+"""A loss that began very high may have fallen far and still be that of guessing; accuracy tells."""
 MOST_SHOWN: Final = 8
 
 _FIRSTS, _SECONDS = np.triu_indices(BLOCKS, 1)
@@ -57,7 +59,7 @@ class _Flat(NamedTuple):
     start: int
     stop: int
     level: float
-    """Mean loss."""
+    """Median of the block means: a spike within the stretch is not its level."""
     fall: float
     """By how much the loss fell over the last window, by Theil-Sen. Negative: it rose."""
     fall_at_most: float
@@ -82,18 +84,20 @@ def check(session: Session) -> list[Finding]:
 
 def _finding(session: Session, flat: _Flat, *, first_level: float, over: bool) -> Finding:
     steps = flat.stop - flat.start
-    noise = float(np.std(_newest(session.series["loss"], flat)))
+    losses = _newest(session.series["loss"], flat)
+    # The median absolute deviation, scaled to equal a normal noise's standard deviation; spikes do not count.
+    noise = 1.4826 * float(np.median(np.abs(losses - np.median(losses))))
     detail = (
         f"loss {flat.level:.4g} ± {noise:.2g} over steps {flat.start:,} to {flat.stop - 1:,}: "
         f"it {_changed(flat)} in the last {min(steps, _window(session)):,} of them"
     )
-    for name, column in session.series.items():
-        if "acc" in name and session.series_kinds.get(name) == "batch" and len(_newest(column, flat)):
-            detail += f"; {name} {float(np.mean(_newest(column, flat))):.3g}"
-            break
+    accuracy = _accuracy(session, flat)
+    if accuracy is not None:
+        detail += f"; {accuracy[0]} {accuracy[1]:.3g}"
     if over:
         return Finding("plateau", "Plateau, over now", detail, "note", flat.start, flat.stop, (), shaded=True)
-    if abs(flat.level) < CONVERGED_SHARE * abs(first_level):
+    good = accuracy is None or accuracy[1] >= CONVERGED_ACCURACY
+    if good and abs(flat.level) < CONVERGED_SHARE * abs(first_level):
         detail += f", and began at {first_level:.4g}"
         title = "Converged or stuck"
         remedies = (Remedy("Nothing more to gain here, if validation agrees: stop", "stop"),)
@@ -102,6 +106,14 @@ def _finding(session: Session, flat: _Flat, *, first_level: float, over: bool) -
     return Finding(
         "plateau", title, detail, "warning", flat.start, flat.stop, _remedies(session), shaded=True
     )
+
+
+def _accuracy(session: Session, flat: _Flat) -> tuple[str, float] | None:
+    """Name and mean of an accuracy over the last steps of a stretch. `None`: none is known per batch."""
+    for name, column in session.series.items():
+        if "acc" in name and session.series_kinds.get(name) == "batch" and len(_newest(column, flat)):
+            return name, float(np.mean(_newest(column, flat)))
+    return None
 
 
 def _newest(column: Column, flat: _Flat) -> npt.NDArray[np.float32]:
@@ -161,7 +173,7 @@ def _flat_stretches(means: Float64, block: int) -> list[_Flat]:
     """The unions of all flat windows of `BLOCKS` blocks, in order."""
     windows = np.lib.stride_tricks.sliding_window_view(means, BLOCKS)
     falls, at_most, z = _trends(windows)
-    levels = windows.mean(axis=1)
+    levels = np.median(windows, axis=1)
     worthwhile = np.maximum(
         WORTHWHILE_SHARE * np.abs(levels), ACHIEVED_SHARE * np.maximum(means[0] - levels, 0.0)
     )
@@ -173,7 +185,7 @@ def _flat_stretches(means: Float64, block: int) -> list[_Flat]:
         if stretches and window * block <= stretches[-1].stop:
             first = stretches.pop().start // block
         last = window + BLOCKS
-        level = float(means[first:last].mean())
+        level = float(np.median(means[first:last]))
         stretches.append(
             _Flat(first * block, last * block, level, float(falls[window]), float(at_most[window]))
         )
@@ -236,6 +248,12 @@ AILING = {
     "the loss falls and then stays": lambda: session_of({"loss": noisy(_falls_then_stays(200, 2_000), 0.03)}),
     "the loss has spikes on a plateau": lambda: session_of(
         {"loss": noisy(np.where(_steps(1_000) % 317 == 5, 20.0, 0.7), 0.02)}
+    ),
+    "the loss explodes first and then sits at ln 2": lambda: session_of(
+        {
+            "loss": noisy(np.where(_steps(3_000) < 40, 900.0, 0.69), 0.03),
+            "accuracy": noisy(np.full(3_000, 0.55), 0.1),
+        }
     ),
     "the loss has come close to zero": lambda: session_of(
         {"loss": noisy(np.maximum(2.3 * np.exp(-_steps(4_000) / 100), 0.004), 0.0005)}
