@@ -4,8 +4,8 @@ Adam runs at 0.01, ten times its default, and the spectrograms go in as they com
 all weights of a unit by 0.01 in the same direction, which over 784 bright pixels swings the unit by hundreds: within
 three epochs practically no ReLU of the first layer fires, and from then on the loss sits at 0.69 and the accuracy at
 the majority share, 55 %. Dead units pass no gradient, so from there neither another rate nor another optimizer helps;
-the starting weights do learn, with SGD at 0.001 or less or with Adam at 0.0001. Dividing the inputs by 255 and keeping
-Adam at 0.01 does not help.
+the starting weights do learn, with SGD at 0.001 or less or with Adam at 0.0001. Dividing the inputs by 255 while
+keeping Adam at 0.01 does not help.
 
 Nothing is rigged and nothing slows the run down: `python -m demos.heart`.
 """

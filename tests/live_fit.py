@@ -29,9 +29,9 @@ def main() -> None:
     options = parser.parse_args()
 
     import keras
-    import models
 
     from client_callback import MonitorCallback
+    from tests import models
 
     x = models.inputs()
     model = models.plain_mlp()
@@ -71,12 +71,12 @@ def live_fit(home: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str
     """Starts a fit, waits until it is listed and has trained a step, and ends it afterwards."""
     environment = {**os.environ, "UNSTUCK_HOME": str(home)}
     process = subprocess.Popen(
-        [sys.executable, __file__, *arguments],
+        [sys.executable, "-m", "tests.live_fit", *arguments],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        cwd=Path(__file__).parent,
+        cwd=Path(__file__).parent.parent,
     )
     try:
         yield process, wait_for_run(process)

@@ -16,12 +16,12 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from live_fit import live_fit
-from recorded import events, of_kind, series
 
 from client_callback.wire import protocol
 from monitor.session import Session
 from monitor.sources import LiveSource, RecordedSource
+from tests.live_fit import live_fit
+from tests.recorded import events, of_kind, series
 
 
 def unstuck(*arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
@@ -163,8 +163,9 @@ def test_a_monitor_that_was_stopped_while_training_went_on_ends_with_the_journal
         out = tmp_path / "lines"
         with out.open("w") as file:
             watcher = subprocess.Popen(
-                [sys.executable, Path(__file__).parent / "watching.py", run.run_id],
+                [sys.executable, "-m", "tests.watching", run.run_id],
                 stdout=file,
+                cwd=Path(__file__).parent.parent,
                 env={**os.environ, "UNSTUCK_HOME": str(home)},
             )
             try:

@@ -8,15 +8,15 @@ import pickle
 import warnings
 
 import keras
-import models
 import numpy as np
 import pytest
 import tensorflow as tf
-from recorded import events, layout, of_kind, samples, series
 
 from client_callback import MonitorCallback
 from client_callback.instrument import statistics
 from client_callback.wire import protocol
+from tests import models
+from tests.recorded import events, layout, of_kind, samples, series
 
 
 def watched_fit(model: keras.Model, x, y, *, every: int = 10, callbacks=(), **options) -> MonitorCallback:

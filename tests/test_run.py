@@ -9,13 +9,13 @@ import textwrap
 from pathlib import Path
 
 import keras
-import models
 import numpy as np
 import pytest
-from recorded import events, layout, of_kind, samples, series
 
 from client_callback import MonitorCallback, Run
 from client_callback.wire import protocol
+from tests import models
+from tests.recorded import events, layout, of_kind, samples, series
 
 
 def small_fit(callback: MonitorCallback, **options) -> keras.callbacks.History:
