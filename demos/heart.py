@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         prog="heart", description="Train a heart-sound classifier that gets stuck."
     )
     parser.add_argument(
-        "--epochs", type=int, default=100, help="passes over the 2,394 recordings (default 100)"
+        "--epochs", type=int, default=80, help="passes over the 2,394 recordings (default 80)"
     )
     parser.add_argument("--seed", type=int, default=0, help="starting weights and shuffling (default 0)")
     parser.add_argument("--batch-size", type=int, default=16, help="recordings per step (default 16)")
