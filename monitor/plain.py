@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import TextIO
+from typing import Any, TextIO
 
 from client_callback.wire import protocol
 from client_callback.wire.protocol import AnyEvent, Optimizer, RunEnded, Scalar
@@ -124,16 +124,16 @@ class Lines:
         yield f"run {event.outcome} at step {event.step}" + (f": {event.reason}" if event.reason else "")
 
 
-WRITERS: dict[type[AnyEvent], Callable[[Lines, AnyEvent], Iterator[str]]] = {
-    protocol.RunStarted: Lines._write_start,  # type: ignore[dict-item]
-    protocol.Instrumented: Lines._write_instrumented,  # type: ignore[dict-item]
-    protocol.EpochBegan: Lines._write_epoch_began,  # type: ignore[dict-item]
-    protocol.EpochEnded: Lines._write_epoch,  # type: ignore[dict-item]
-    protocol.StateChanged: Lines._write_state,  # type: ignore[dict-item]
-    protocol.OptimizerChanged: Lines._write_optimizer,  # type: ignore[dict-item]
-    protocol.Reply: Lines._write_reply,  # type: ignore[dict-item]
-    protocol.Problem: Lines._write_problem,  # type: ignore[dict-item]
-    protocol.RunEnded: Lines._write_end,  # type: ignore[dict-item]
+WRITERS: dict[type[AnyEvent], Callable[[Lines, Any], Iterator[str]]] = {
+    protocol.RunStarted: Lines._write_start,
+    protocol.Instrumented: Lines._write_instrumented,
+    protocol.EpochBegan: Lines._write_epoch_began,
+    protocol.EpochEnded: Lines._write_epoch,
+    protocol.StateChanged: Lines._write_state,
+    protocol.OptimizerChanged: Lines._write_optimizer,
+    protocol.Reply: Lines._write_reply,
+    protocol.Problem: Lines._write_problem,
+    protocol.RunEnded: Lines._write_end,
 }
 
 
