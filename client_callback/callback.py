@@ -33,9 +33,6 @@ class MonitorCallback(keras.callbacks.Callback):  # type: ignore[misc] # Keras h
         ValueError: an argument is out of range.
     """
 
-    async_safe = True
-    """Nothing is asked of the device at the end of a batch unless a drain is due."""
-
     def __init__(
         self,
         name: str | None = None,
@@ -47,10 +44,13 @@ class MonitorCallback(keras.callbacks.Callback):  # type: ignore[misc] # Keras h
         statistics_every: int = 10,
     ) -> None:
         super().__init__()
-        check_arguments(name, bind, statistics_every)
+        # On TensorFlow alone: elsewhere Keras would then call the hooks from several threads at once.
+        self.async_safe = keras.backend.backend() == "tensorflow"
+        check_arguments(name, directory, bind, statistics_every)
         self._name, self._directory, self._record = name, directory, record
         self._control, self._bind, self._every = control, bind, statistics_every
         self._run: Run | None = None
+        self._next_batch = 0
         self._recording: Path | None = None
 
     @property
@@ -66,8 +66,8 @@ class MonitorCallback(keras.callbacks.Callback):  # type: ignore[misc] # Keras h
         run = Run(
             self._name,
             model=self._model,
-            epochs=self.params.get("epochs"),
-            steps_per_epoch=self.params.get("steps"),
+            epochs=(self.params or {}).get("epochs"),
+            steps_per_epoch=(self.params or {}).get("steps"),
             directory=self._directory,
             record=self._record,
             control=self._control,
@@ -76,15 +76,17 @@ class MonitorCallback(keras.callbacks.Callback):  # type: ignore[misc] # Keras h
             callbacks=() if fit_callbacks is None else fit_callbacks.callbacks,
         )
         self._run = run
-        run.begin()
+        self._next_batch = 0
+        run.begin(in_fit=True)
         self._recording = run.recording
         if fit_callbacks is not None:
             # Keras tells nobody when `fit` dies outside the train function; its list of callbacks dies with it.
-            weakref.finalize(fit_callbacks, run.close, "interrupted", "fit ended early")
+            weakref.finalize(fit_callbacks, run.abandon)
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """An epoch begins."""
         if self._run is not None:
+            self._next_batch = 0
             self._run.begin_epoch(epoch)
 
     def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
@@ -95,7 +97,8 @@ class MonitorCallback(keras.callbacks.Callback):  # type: ignore[misc] # Keras h
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         """One call of the train function is over."""
         if self._run is not None:
-            self._run.after_batch(logs)
+            self._run.after_batch(logs, batch + 1 - self._next_batch)
+            self._next_batch = batch + 1
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """An epoch is over, its validation included."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -41,7 +42,7 @@ def describe_run(
         backend=keras.backend.backend(),
         versions=_versions(),
         model="" if model is None else model.name,
-        parameters=0 if model is None else model.count_params(),
+        parameters=0 if model is None else sum(math.prod(v.shape) for v in model.weights),
         layers=tuple(_layers(model)) if model is not None else (),
         variables=tuple(
             Variable(path=label, shape=tuple(variable.shape))

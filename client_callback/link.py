@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import zmq
@@ -30,6 +31,7 @@ from client_callback.wire.protocol import (
     Problem,
     Reply,
     RunDescription,
+    RunEnded,
     Samples,
     Steps,
 )
@@ -43,6 +45,8 @@ _IMPORTANT_BYTES = 4 << 20
 _DRAIN_S = 0.025
 """How often the queue is emptied. A wake-up per event would cost the training more than this costs the thread."""
 _HEAL_S = 1.0
+_REST_S = 1.5
+"""How long the end of a run waits for a recording that another program has locked."""
 _TOLD_S = 1.0
 
 
@@ -50,7 +54,8 @@ class Link:
     """Records and publishes one run; whoever owns it sends RunStarted first and RunEnded last.
 
     Whatever cannot be had (a full disk, a busy port, a missing permission) is warned of once, told as a
-    Problem, and done without. `bind` may be anything that `check_bind` accepts.
+    Problem, and done without. `bind` may be anything that `check_bind` accepts. `on_tick` is called from the
+    thread many times a second.
     """
 
     def __init__(
@@ -60,6 +65,7 @@ class Link:
         directory: Path | None = None,
         record: bool = True,
         bind: str | None = None,
+        on_tick: Callable[[], None] = lambda: None,
     ) -> None:
         self.recording: Path | None = None
         self.endpoint: str | None = None
@@ -75,6 +81,9 @@ class Link:
         self._commands: list[Command] = []
         self._command_came = threading.Event()
         self._closing = threading.Event()
+        self._on_tick = on_tick
+        self._abandoned = ""
+        self._told_refused = 0
         self._run_file: runs.RunFile | None = None
         self._next_heal = 0.0
         self._next_told = 0.0
@@ -110,6 +119,14 @@ class Link:
     def wait_for_command(self, timeout_s: float) -> bool:
         """Waits until there is a command to take, at most `timeout_s`; whether there is."""
         return self._command_came.wait(timeout_s)
+
+    def abandon(self, reason: str, last: Callable[[], None]) -> None:
+        """Has the thread call `last` and end the run as interrupted.
+
+        It only leaves word, and so may be called from a finalizer.
+        """
+        self._on_tick = last
+        self._abandoned = reason
 
     def close(self, timeout_s: float = 2.0) -> None:
         """Writes and sends what is left, then takes the run off the list. May be called again."""
@@ -172,20 +189,41 @@ class Link:
     def _work(self) -> None:
         try:
             while not self._closing.is_set():
+                abandoned = self._abandoned
+                self._tick()
                 self._drain()
                 self._serve()
-            self._drain()
+                if abandoned:
+                    ended = RunEnded(
+                        outcome="interrupted", reason=abandoned, step=self._step, time=time.time()
+                    )
+                    self.send(ended)
+                    self._closing.set()
+            self._drain_the_rest()
         except Exception as error:  # noqa: BLE001  (a thread's edge: training goes on, the error is told)
             self._trouble(f"recording and live watching ended early: {type(error).__name__}: {error}")
         finally:
             self._closing.set()
             self._shut()
 
+    def _tick(self) -> None:
+        try:
+            self._on_tick()
+        except Exception as error:  # noqa: BLE001  (the caller's code; the thread must go on)
+            self._on_tick = lambda: None
+            self._trouble(f"steps may be recorded late while data stalls: {type(error).__name__}: {error}")
+
     def _serve(self) -> None:
         if self._server is None:
             self._closing.wait(_DRAIN_S)
             return
         self._server.serve(_DRAIN_S)
+        if self._server.refused >= max(1, 10 * self._told_refused):
+            self._told_refused = self._server.refused
+            self._problems.append(
+                f"{self._server.refused} requests that are no valid messages were refused; "
+                f"the last: {self._server.last_refusal}"
+            )
         if time.monotonic() >= self._next_heal:
             self._next_heal = time.monotonic() + _HEAL_S
             self._heal(self._server)
@@ -214,10 +252,15 @@ class Link:
         with self._lock:
             events, self._events = self._events, []
             taken_bytes = self._queued_bytes
-        ending = self._closing.is_set() or any(isinstance(event, protocol.RunEnded) for event in events)
+        ending = self._closing.is_set() or any(isinstance(event, RunEnded) for event in events)
         self._tell_dropped(last_chance=ending)
         if not self._ended and (events or (self._problems and self._history.last_seq)):
-            self._pass_on(events)
+            try:
+                self._pass_on(events)
+            except _JournalBusyError:
+                with self._lock:
+                    self._events[:0] = events
+                return
         with self._lock:
             self._queued_bytes -= taken_bytes
 
@@ -232,22 +275,31 @@ class Link:
             "the disk could not keep up"
         )
 
+    def _drain_the_rest(self) -> None:
+        deadline = time.monotonic() + _REST_S
+        self._drain()
+        while self._events and time.monotonic() < deadline:
+            time.sleep(_DRAIN_S)
+            self._drain()
+
     def _pass_on(self, events: list[Event]) -> None:
         self._step = max([self._step, *(event.step for event in events)])
-        events = [event for event in events if self._fits(event)]
+        events[:] = [fitting for event in events if (fitting := self._fitting(event)) is not None]
         frames = self._keep(events)
         if self._server:
             self._server.publish(frames)
             for event in events:
                 if isinstance(event, Reply):
                     self._server.answer(event)
-        self._ended = any(isinstance(event, protocol.RunEnded) for event in events)
+        self._ended = any(isinstance(event, RunEnded) for event in events)
 
     def _keep(self, events: list[Event]) -> list[Frame]:
         self._tell_problems(events)
         try:
             return self._history.append(events)
         except sqlite3.Error as error:
+            if error.sqlite_errorcode in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                raise _JournalBusyError from error
             self._trouble(f"from step {self._step} on this run is no longer recorded: {error}")
         assert isinstance(self._history, JournalWriter)  # noqa: S101  (only SQLite raises its errors)
         self._history = Tail(self._history.last_seq, earlier=self._history)
@@ -263,16 +315,26 @@ class Link:
         self._problems = []
         events[at:at] = told
 
-    def _fits(self, event: Event) -> bool:
-        """Whether a reader will accept the event; otherwise its loss is told."""
+    def _fitting(self, event: Event) -> Event | None:
+        """The event if a reader will accept it; otherwise its loss is told, and a reply says so itself."""
         if isinstance(event, Steps | Samples):
-            return True
+            return event
         try:
             protocol.decode_event(protocol.encode(event))
-        except (TypeError, ValueError) as error:
-            self._problems.append(f"a {type(event).__name__} could not be recorded: {error}"[:2_000])
-            return False
-        return True
+        except (TypeError, ValueError, OverflowError) as error:
+            reason = f"a {type(event).__name__} could not be recorded: {error}"[:2_000]
+            if isinstance(event, Reply):
+                return Reply(
+                    id=event.id[:64],
+                    text="",
+                    status="failed",
+                    reason=reason,
+                    step=event.step,
+                    time=event.time,
+                )
+            self._problems.append(reason)
+            return None
+        return event
 
     def _queue_command(self, command: Command) -> None:
         if self._ended and self._server:
@@ -299,6 +361,10 @@ class Link:
             warnings.warn(message, RuntimeWarning, stacklevel=4)
         except RuntimeWarning:  # warnings are errors here; training must not fail for it
             print(message, file=sys.stderr)  # noqa: T201
+
+
+class _JournalBusyError(Exception):
+    """Another program holds the recording's lock; the events are tried again."""
 
 
 def _queue_bytes(event: Event) -> tuple[int, int]:

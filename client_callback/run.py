@@ -22,6 +22,7 @@ import os
 import sys
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -33,6 +34,8 @@ from client_callback.description import describe_run
 from client_callback.instrument.instrument import Instrument
 from client_callback.link import Link, check_bind
 from client_callback.recorder import StepRecorder, numbers
+from client_callback.steering.describe import current_optimizer
+from client_callback.steering.learning_rate import read_rates
 from client_callback.steering.steering import Steering
 from client_callback.steering.training import Refused
 from client_callback.wire.protocol import (
@@ -45,6 +48,9 @@ from client_callback.wire.protocol import (
     RunStarted,
     StateChanged,
 )
+
+_OPEN: weakref.WeakKeyDictionary[keras.Model, Run] = weakref.WeakKeyDictionary()
+"""Model → the run that watches it, or did last. One `fit` may die without a word before the next begins."""
 
 PAUSE_POLL_S = 0.2
 """How often a paused training looks whether something else has stopped it."""
@@ -62,6 +68,9 @@ def _harmless(method: Callable[Concatenate[Run, _P], None]) -> Callable[Concaten
             return
         try:
             method(self, *args, **kwargs)
+        except (KeyboardInterrupt, SystemExit) as interrupt:
+            self.fail(interrupt)
+            raise
         except Exception as error:  # noqa: BLE001 (the edge between a training and what watches it)
             self._give_up(error)
 
@@ -102,7 +111,7 @@ class Run:
         statistics_every: int = 10,
         callbacks: Sequence[keras.callbacks.Callback] = (),
     ) -> None:
-        check_arguments(name, bind, statistics_every)
+        check_arguments(name, directory, bind, statistics_every)
         self.model = model
         self.callbacks = callbacks
         self.paused = False
@@ -119,6 +128,7 @@ class Run:
         self._epoch = 0
         self._own_loop = False
         self._retracing = False
+        self._rate: dict[str, float] = {}
         self._link: Link | None = None
         self._steering: Steering | None = None
         self._instrument: Instrument | None = None
@@ -138,8 +148,16 @@ class Run:
             self.close()
 
     @_harmless
-    def begin(self) -> None:
-        """Starts recording and listening, and puts the instrument on the model."""
+    def begin(self, *, in_fit: bool = False) -> None:
+        """Starts recording and listening, and puts the instrument on the model.
+
+        `in_fit`: Keras runs the loop, and an error of the train function ends it.
+        """
+        if self._link is not None:
+            return
+        self._own_loop = self._recorder.own_values = not in_fit
+        if self.model is not None and not self._take_over(self.model):
+            return
         description = describe_run(
             self._name,
             self.model,
@@ -150,7 +168,13 @@ class Run:
             statistics_every=self._every,
             control=self._control,
         )
-        self._link = Link(description, directory=self._directory, record=self._record, bind=self._bind)
+        self._link = Link(
+            description,
+            directory=self._directory,
+            record=self._record,
+            bind=self._bind,
+            on_tick=self._recorder.drain_if_stalled,
+        )
         atexit.register(self._close_at_exit)
         self.emit(RunStarted(time=self._now(), run=description))
         self._steering = Steering(self, control=self._control)
@@ -159,13 +183,19 @@ class Run:
         else:
             self._steering.install()
             self._instrument = Instrument(
-                self.model, every=self._every, on_problem=self._report, on_error=self._end_failed
+                self.model,
+                every=self._every,
+                on_problem=self._report,
+                on_error=self._end_failed,
+                drain=self._recorder.drain,
             )
             self._instrument.install()
             self._recorder.instrument = self._instrument
             self._recorder.steps_per_call = description.steps_per_execution
             self._retracing = True
             self._set_state("recompiling", "tracing the train step")
+        if self._own_loop:
+            self.emit(EpochBegan(time=self._now(), epoch=0))
         self._recorder.restart_clock()
 
     @_harmless
@@ -183,6 +213,22 @@ class Run:
         self._recorder.drain()
         interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
         self._complete("interrupted" if interrupted else "failed", f"{type(error).__name__}: {error}"[:2_000])
+
+    def abandon(self) -> None:
+        """The `fit` died and told nobody. For a finalizer: asks nothing of the device and takes no lock."""
+        if self.closed or os.getpid() != self._pid:
+            return
+        self.closed = True
+        self._take_off()
+        if self._link is not None:
+            self._link.abandon("fit ended early", last=self._recorder.drain)
+
+    @property
+    def optimizer_used(self) -> bool:
+        """Whether the train step applies the model's optimizer, as far as is known."""
+        instrument = self._instrument
+        known = instrument is not None and instrument.measuring and instrument.series_names
+        return not known or "grad_norm" in known
 
     @property
     def recording(self) -> Path | None:
@@ -206,6 +252,7 @@ class Run:
             return
         commands = self._link.take_commands()
         if not commands and not self.paused:
+            self._rate = self._learning_rate()
             return
         self._recorder.drain()
         while True:
@@ -215,13 +262,17 @@ class Run:
                 break
             self._link.wait_for_command(PAUSE_POLL_S)
             commands = self._link.take_commands()
+        self._rate = self._learning_rate()
         self._recorder.restart_clock()
 
     @_harmless
-    def after_batch(self, logs: Mapping[str, Any] | None = None) -> None:
-        """One call of the train function is over. `logs` count only where nothing is measured inside the step."""
+    def after_batch(self, logs: Mapping[str, Any] | None = None, steps: int = 1) -> None:
+        """One call of the train function is over.
+
+        `logs` and `steps` count only where nothing is measured inside the step.
+        """
         measuring = self._instrument is not None and self._instrument.measuring
-        self._end_call(None if measuring else {**(logs or {}), **self._learning_rate()})
+        self._end_call(None if measuring else {**(logs or {}), **self._rate}, steps)
 
     @_harmless
     def log(self, /, **values: Any) -> None:
@@ -229,10 +280,7 @@ class Run:
 
         With `model` given and trained by `train_on_batch`, what is measured inside the step is recorded as well.
         """
-        if not self._own_loop:
-            self._own_loop = True
-            self.emit(EpochBegan(step=self.step, time=self._now(), epoch=self._epoch))
-        self._end_call(values)
+        self._end_call({**self._learning_rate(), **values})
         self.before_batch()
 
     @_harmless
@@ -285,7 +333,7 @@ class Run:
         Raises:
             Refused: this training has no train step that could be traced anew.
         """
-        if self._instrument is None or (self._own_loop and not self._instrument.steps):
+        if self._instrument is None or (self._own_loop and self.step and not self._instrument.steps):
             raise Refused("this training runs its own loop, whose train step cannot be made anew from here")
         self._instrument.rebuild(change)
         self._retracing = True
@@ -297,17 +345,32 @@ class Run:
 
     # ── Inside ──────────────────────────────────────────────────────────────────────────────────────
 
-    def _end_call(self, logged: Mapping[str, Any] | None) -> None:
-        self._recorder.count_call(logged)
+    def _end_call(self, logged: Mapping[str, Any] | None, steps: int = 1) -> None:
+        self._recorder.count_call(logged, steps)
         if self._retracing:
             self._retracing = False
             self._recorder.restart_clock()
             self._set_state("running")
 
-    def _learning_rate(self) -> dict[str, Any]:
+    def _learning_rate(self) -> dict[str, float]:
         """Where it is not read inside the step. Not on JAX, whose variables are out of date during a `fit`."""
-        rate = getattr(getattr(self.model, "optimizer", None), "learning_rate", None)
-        return {} if rate is None or keras.backend.backend() == "jax" else {"learning_rate": rate}
+        measuring = self._instrument is not None and self._instrument.measuring
+        optimizer = current_optimizer(self.model)
+        if measuring or optimizer is None or keras.backend.backend() == "jax":
+            return {}
+        return read_rates(optimizer)
+
+    def _take_over(self, model: keras.Model) -> bool:
+        """Ends what still watches this model. Not another callback of the same `fit`: then this one gives way."""
+        other = _OPEN.get(model)
+        if other is not None and not other.closed:
+            if self.callbacks and other.callbacks is self.callbacks:
+                _warn("another MonitorCallback of this fit watches it already; this one records nothing")
+                self.closed = True
+                return False
+            other.close("interrupted", "another training of this model began")
+        _OPEN[model] = self
+        return True
 
     def _answer(self, command: Command) -> None:
         if self._steering is not None:
@@ -345,7 +408,9 @@ class Run:
                 self._steering.uninstall()
 
     def _give_up(self, error: Exception) -> None:
-        what = f"watching this training stopped, nothing more is recorded: {type(error).__name__}: {error}"
+        what = f"watching this training stopped, nothing more is recorded: {type(error).__name__}: {error}"[
+            :2_000
+        ]
         self._report(what)
         try:
             self._complete("interrupted", what)
@@ -364,8 +429,10 @@ class Run:
         return time.perf_counter() + self._clock_offset
 
 
-def check_arguments(name: str | None, bind: str | None, statistics_every: int) -> None:
+def check_arguments(name: str | None, directory: object, bind: str | None, statistics_every: int) -> None:
     """Raises ValueError with what was received and what is possible."""
+    if directory is not None and not isinstance(directory, str | os.PathLike):
+        raise ValueError(f"directory: received {directory!r}; possible are a folder's path and None")
     if name is not None and (not name.strip() or len(name) > 200 or not name.isprintable()):
         raise ValueError(f"name: received {name!r}; possible are 1 to 200 printable characters, or None")
     if isinstance(statistics_every, bool) or not isinstance(statistics_every, int) or statistics_every < 0:

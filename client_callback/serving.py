@@ -65,6 +65,7 @@ class Server:
     ) -> None:
         self.refused = 0
         """Requests that did not fit."""
+        self.last_refusal = ""
         self._run = run
         self._recording = recording
         self._history = history
@@ -203,6 +204,7 @@ class Server:
                 answer = self._answer_to(protocol.decode_request(parts[0]), peer)
             except (protocol.ProtocolError, sqlite3.Error) as error:
                 self.refused += 1
+                self.last_refusal = str(error)[:500]
                 answer = protocol.encode(protocol.Refusal(reason=str(error)[:1_000]))
             if answer:
                 self._send(self._control, [peer, answer])

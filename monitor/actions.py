@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -41,14 +43,19 @@ def run_demo(options: argparse.Namespace) -> int:
         _draw(LiveSource(run), options)
         _say(demo.how_to_go_on(training, run))
         return 0
+    stopped = f"the demo's training was stopped too; recording: {run.recording or 'none'}"
     try:
         with demo.terminated_as_interrupt():
             _print(LiveSource(run))
         demo.wait_for_exit(training)
     except KeyboardInterrupt:
         demo.stop(training)
-        _say(f"the demo's training was stopped too; recording: {run.recording or 'none'}")
+        _say(stopped)
         return 130
+    except BrokenPipeError:
+        demo.stop(training)  # nobody would see it go on
+        sys.stderr.write(f"unstuck: {stopped}\n")
+        raise
     _say(f"recording: {run.recording}" if run.recording else "not recorded")
     return 0
 
@@ -97,26 +104,29 @@ def run_send(options: argparse.Namespace) -> int:
     text = commands.join_words(options.command)
     try:
         reply = sending.send(options.run, text, wait_s=options.wait)
-    except sending.CommandError as error:
-        raise Mistake(str(error), 2) from None
-    except sending.RunNotFound as error:
-        raise Mistake(str(error), 3) from None
-    except sending.NoAnswer as error:
-        raise Mistake(str(error), 4) from None
+    except tuple(_SEND_CODES) as error:
+        if options.json:
+            _say_answer(text, status="failed", reason=str(error))
+        raise Mistake(str(error), _SEND_CODES[type(error)]) from None
     if options.json:
-        answer = {
-            "status": reply.status,
-            "step": reply.step,
-            "before": reply.before,
-            "after": reply.after,
-            "reason": reply.reason,
-            "id": reply.id,
-            "command": text,
-        }
-        _say(msgspec.json.encode(answer).decode())
+        fields = {name: getattr(reply, name) for name in ("step", "before", "after", "id")}
+        _say_answer(text, status=reply.status, reason=reply.reason, **fields)
     else:
         _say(plain.describe_reply(reply))
     return 0 if reply.status == "applied" else 1
+
+
+_SEND_CODES: dict[type[Exception], int] = {
+    sending.CommandError: 2,
+    sending.RunNotFound: 3,
+    sending.NoAnswer: 4,
+}
+
+
+def _say_answer(command: str, **fields: object) -> None:
+    """One JSON object with the same names whether or not the run has answered."""
+    names = {"status": "", "step": None, "before": {}, "after": {}, "reason": "", "id": None}
+    _say(msgspec.json.encode({**names, **fields, "command": command}).decode())
 
 
 def run_export(options: argparse.Namespace) -> int:
@@ -124,6 +134,10 @@ def run_export(options: argparse.Namespace) -> int:
     output = Path(options.output) if options.output else None
     with _reader(options.path) as reader:
         if output is None:
+            if isinstance(sys.stdout, io.TextIOWrapper):
+                sys.stdout.reconfigure(
+                    encoding="utf-8"
+                )  # as a file: what was recorded, whatever the terminal
             export.write_table(reader, options.what, options.to, sys.stdout)
         elif output.exists() and output.samefile(options.path):
             raise Mistake(f"{output} is the recording itself; choose another file", 2)
@@ -147,7 +161,8 @@ def run_info(options: argparse.Namespace) -> int:
         return 0
     summary["started_at"] = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(summary["started_at"]))
     for name, value in summary.items():
-        _say(f"{name:12}{_in_a_line(value)}")
+        if value is not None and value != "":
+            _say(f"{name:12}{_in_a_line(value)}")
     return 0
 
 
@@ -171,7 +186,7 @@ def _choose(live: list[runs.RunFile], options: argparse.Namespace) -> runs.RunFi
         )
     if len(live) == 1:
         return live[0]
-    if not (_draws(options) and sys.stdin.isatty()):
+    if not _asks(options):
         sys.stderr.write(f"unstuck: {len(live)} runs are live; watching the newest, {live[0].run_id}\n")
         return live[0]
     for number, run in enumerate(live, 1):
@@ -186,8 +201,10 @@ def _choose(live: list[runs.RunFile], options: argparse.Namespace) -> runs.RunFi
             return live[0]
         if answer.isdecimal() and 1 <= int(answer) <= len(live):
             return live[int(answer) - 1]
-        with contextlib.suppress(runs.RunNotFound):
+        try:
             return runs.choose_run(answer, live)
+        except runs.RunNotFound as error:
+            _say(str(error))
 
 
 def _show(source: LiveSource | RecordedSource, options: argparse.Namespace) -> int:
@@ -202,7 +219,7 @@ def _draw(source: LiveSource | RecordedSource, options: argparse.Namespace) -> N
     from monitor.app import UnstuckApp  # noqa: PLC0415  (Textual, only when something is drawn)
 
     with contextlib.closing(source):
-        UnstuckApp(source, ascii_only=options.ascii).run()
+        UnstuckApp(source, ascii_only=options.ascii or not _knows_unicode()).run()
 
 
 def _print(source: LiveSource | RecordedSource) -> None:
@@ -210,8 +227,19 @@ def _print(source: LiveSource | RecordedSource) -> None:
         plain.follow(source, sys.stdout)
 
 
+def _asks(options: argparse.Namespace) -> bool:
+    """Whether a person sits at the other end."""
+    return bool(not options.no_tui and sys.stdout.isatty() and sys.stdin.isatty())
+
+
 def _draws(options: argparse.Namespace) -> bool:
-    return bool(not options.no_tui and sys.stdout.isatty())
+    """Whether there is a terminal that can place signs, and that keys come from."""
+    return _asks(options) and os.environ.get("TERM", "") not in ("", "dumb")
+
+
+def _knows_unicode() -> bool:
+    """Whether the terminal has braille: by its encoding, and not the console of Linux, whose fonts are too small."""
+    return sys.stdout.encoding.upper().startswith("UTF") and os.environ.get("TERM") != "linux"
 
 
 def _recorded(path: str, speed: float, start: int | None) -> RecordedSource:
@@ -232,12 +260,13 @@ def _reader(path: str) -> Iterator[JournalReader]:
 
 def _in_a_line(value: object) -> str:
     if isinstance(value, dict):
-        return " ".join(f"{name}={_in_a_line(item)}" for name, item in value.items())
-    if isinstance(value, list):
+        known = {name: item for name, item in value.items() if item not in (None, "", {}, [], ())}
+        parts = {n: f"({_in_a_line(v)})" if isinstance(v, dict) else _in_a_line(v) for n, v in known.items()}
+        return " ".join(f"{name}={part}" for name, part in parts.items())
+    if isinstance(value, list | tuple):
         return "; ".join(_in_a_line(item) for item in value) or "none"
-    return "unknown" if value is None else str(value)
+    return str(value)
 
 
 def _say(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
+    plain.say(sys.stdout, line)

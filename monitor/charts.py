@@ -36,6 +36,10 @@ NOTE_STYLE: Final = "dim italic"
 CURSOR_STYLE: Final = "bold"
 EPOCH_STYLE: Final = "dim"
 
+_CELLS_PER_EPOCH: Final = 3
+"""Where epochs are shorter than that, their lines would hide the curves and say nothing."""
+_RAISED: Final = "▲"
+
 # What a legend tries, widest first: the longest label, and whether values are shown.
 _LEGENDS: Final = ((60, True), (20, True), (12, True), (8, True), (12, False), (5, False), (2, False))
 
@@ -101,7 +105,7 @@ def draw_curves(
         smoothing: Steps of the moving mean, at least those under one dot; 0 or 1 for none.
         bands: Step ranges `(start, stop, style)` that get a background.
         marks: Vertical lines with a glyph.
-        epochs: First steps of epochs, drawn as faint dotted lines; thinned out when they are dense.
+        epochs: First steps of epochs, drawn as faint dotted lines unless they are dense.
         ascii_only: Printable ASCII instead of braille and box drawing.
         cursor: A step to point at; the legend then shows the values there and not the last ones.
         clip_outliers: Let the few values that squeeze all others run out of the picture; the legend says so.
@@ -176,12 +180,14 @@ def _draw_verticals(
         if view.start <= mark.step < view.stop:
             column = _cell(canvas, view, mark.step)
             canvas.rule(column, signs.dashed, mark.style)
-            usable = mark.glyph.isascii() or signs is _UNICODE
-            usable = usable and len(printable(mark.glyph)) == cell_width(mark.glyph) == 1
-            canvas.put(0, column, mark.glyph if usable else signs.glyph, mark.style)
+            glyph = signs.up if mark.glyph == _RAISED and signs is _ASCII else mark.glyph
+            usable = glyph.isascii() or signs is _UNICODE
+            usable = usable and len(printable(glyph)) == cell_width(glyph) == 1
+            canvas.put(0, column, glyph if usable else signs.glyph, mark.style)
     visible = epochs[bisect.bisect_right(epochs, view.start) : bisect.bisect_left(epochs, view.stop)]
-    for step in visible[:: 1 + 4 * len(visible) // max(1, canvas.width)]:
-        canvas.rule(_cell(canvas, view, step), signs.dotted, EPOCH_STYLE)
+    if len(visible) * _CELLS_PER_EPOCH <= canvas.width:
+        for step in visible:
+            canvas.rule(_cell(canvas, view, step), signs.dotted, EPOCH_STYLE)
 
 
 def _draw_bands(canvas: Canvas, view: View, bands: Iterable[tuple[int, int, str]]) -> None:

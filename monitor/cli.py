@@ -7,6 +7,7 @@ when it is needed. The words, columns and exit codes are stable: scripts depend 
 from __future__ import annotations
 
 import argparse
+import io
 import math
 import os
 import sys
@@ -23,6 +24,10 @@ UNSTUCK_HOME=FOLDER moves every file that unstuck writes under one folder.
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # What has been done stays done, though the terminal lacks a sign to tell it with.
+            stream.reconfigure(errors="replace")
     options = _parser().parse_args(argv)
     from monitor import actions  # noqa: PLC0415  (after the words are understood: --help must be quick)
 

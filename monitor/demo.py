@@ -101,13 +101,13 @@ def stop(training: Training) -> None:
 
 def how_to_go_on(training: Training, run: RunFile) -> str:
     """What to tell who has left the display."""
-    recording = f"\nreplay it:     unstuck replay {run.recording}" if run.recording else ""
+    recording = f"\nreplay it:      unstuck replay {run.recording}" if run.recording else ""
     if training.process.poll() is not None:
         return f"The training has ended.{recording}"
     return (
         f"The training goes on (process {run.pid}, output in {training.log}).\n"
         f"watch it again: unstuck watch {run.run_id}\n"
-        f"stop it:        unstuck send {run.run_id} stop"
+        f"stop it:        unstuck send {run.run_id} stop{recording}"
     )
 
 

@@ -24,6 +24,9 @@ _BARS: Final = " ▁▂▃▄▅▆▇█"
 _ASCII_BARS: Final = " ._-=+*%#"
 _LONG: Final = " ▏▎▍▌▋▊▉█"
 _RAMP: Final = ".:-=+*#%@"
+_FILLS: Final = "█▒░"
+_ASCII_FILLS: Final = "#o:"
+"""A full cell of each group of a histogram, so that groups can be told apart without colour."""
 
 # Dark violet, blue, green, yellow: brightness grows evenly, so that it still reads without colour vision.
 _COLOUR_STOPS: Final = (
@@ -50,12 +53,18 @@ def _colours() -> tuple[str, ...]:
 COLOURS: Final = _colours()
 
 
+_SHOWN_PERCENT: Final = (2.0, 98.0)
+"""Of the cells that a heat map's scale spans: a few outliers would leave all others one colour."""
+
+
 class _Shades(NamedTuple):
     """Levels of cells, `_BLANK` or `_BROKEN` among them, and the values at the ends of the scale."""
 
     levels: npt.NDArray[np.int64]
     low: float
     high: float
+    cut: tuple[bool, bool]
+    """Whether there are values below and above the scale."""
 
 
 def draw_heatmap(
@@ -81,7 +90,7 @@ def draw_heatmap(
         height: Cells down, legend and step axis included.
         start: First step shown.
         stop: First step no longer shown.
-        log: Log colour scale; on it, zero and less have the lowest colour.
+        log: Log colour scale, from the 2nd to the 98th percentile as the linear one is; on it, zero and less have the lowest colour.
         ascii_only: A ramp of signs instead of colours.
         measured: `[n_time, n_labels]`; where true, NaN too is `!`.
     """
@@ -225,14 +234,18 @@ def _pooled(cells: Floats, groups: Iterable[tuple[int, int]]) -> Floats:
 def _shades(cells: Floats, broken: npt.NDArray[np.bool_], *, log: bool) -> _Shades:
     places = coordinates(cells, log=log)
     known = places[~np.isnan(places)]
-    low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 0.0)
+    low, high = (
+        map(float, np.percentile(known, _SHOWN_PERCENT, method="nearest")) if len(known) else (0.0, 0.0)
+    )
     if log and len(known):
         low, high = float(np.floor(low)), float(np.ceil(high))
     span = (high - low) or 1.0
-    levels = np.where(np.isnan(places), 0.0, (places - low) / span * (_LEVELS - 1)).round().astype(np.int64)
+    share = np.where(np.isnan(places), 0.0, (places - low) / span).clip(0.0, 1.0)
+    levels = (share * (_LEVELS - 1)).round().astype(np.int64)
     levels[np.isnan(cells)] = _BLANK
     levels[broken] = _BROKEN
-    return _Shades(levels, 10.0**low if log else low, 10.0**high if log else high)
+    cut = bool((known < low).any()), bool((known > high).any())
+    return _Shades(levels, 10.0**low if log else low, 10.0**high if log else high, cut)
 
 
 def _shaded(levels: npt.NDArray[np.int64], *, ascii_only: bool) -> Row:
@@ -255,7 +268,11 @@ def _scale_legend(shades: _Shades, width: int, *, log: bool, ascii_only: bool) -
     if (shades.levels == _BLANK).all():
         return pad([Segment(fit("waiting for samples", width, ascii_only=ascii_only), AXIS_STYLE)], width)
     bar = _shaded(np.linspace(0, _LEVELS - 1, 18).round().astype(np.int64), ascii_only=ascii_only)
-    low, high = (Segment(format_number(value, 3), "") for value in (shades.low, shades.high))
+    beyond = ("<", ">") if ascii_only else ("≤", "≥")
+    low, high = (
+        Segment((sign if cut else "") + format_number(value, 3), "")
+        for sign, cut, value in zip(beyond, shades.cut, (shades.low, shades.high), strict=True)
+    )
     gap = Segment(" ", "")
     row = [low, gap, *bar, gap, high, Segment("  log" if log else "", AXIS_STYLE)]
     if (shades.levels == _BROKEN).any():
@@ -279,9 +296,9 @@ def _groups_legend(
     groups: Sequence[tuple[str, str, npt.ArrayLike]], counts: Floats, width: int, *, ascii_only: bool
 ) -> Row:
     row: Row = []
-    for (label, style, _), count in zip(groups, counts, strict=True):
+    for i, ((label, style, _), count) in enumerate(zip(groups, counts, strict=True)):
         name = fit(printable(label, ascii_only=ascii_only), max(4, width // 2), ascii_only=ascii_only)
-        row += [Segment("#" if ascii_only else "█", style), Segment(f" {name} ", "")]
+        row += [Segment(_fill(i, ascii_only=ascii_only), style), Segment(f" {name} ", "")]
         row += [Segment(f"n={count.sum():,.0f}  ", AXIS_STYLE)]
     return pad(row, width)
 
@@ -303,17 +320,23 @@ def _lying(
     for i, name in enumerate(names):
         for group, (_, style, _) in enumerate(groups):
             label = pad([Segment("" if group else fit(name, margin - 1, ascii_only=ascii_only), "")], margin)
-            bar = _bar(counts[group, i] / most * room, ascii_only=ascii_only)
+            bar = _bar(counts[group, i] / most * room, group, ascii_only=ascii_only)
             rows.append([*label, Segment(bar, style), Segment(f" {numbers[group][i]}", AXIS_STYLE)])
     return rows
 
 
-def _bar(length: float, *, ascii_only: bool) -> str:
+def _bar(length: float, group: int, *, ascii_only: bool) -> str:
     """A lying bar; anything above nothing can be seen."""
+    fill = _fill(group, ascii_only=ascii_only)
     if ascii_only:
-        return "=" * int(length) + ("-" if length % 1 >= 0.5 or 0 < length < 0.5 else "")
+        return fill * int(length) + ("-" if length % 1 >= 0.5 or 0 < length < 0.5 else "")
     eighths = max(int(length * 8 + 0.5), int(length > 0))
-    return "█" * (eighths // 8) + _LONG[eighths % 8].strip()
+    return fill * (eighths // 8) + _LONG[eighths % 8].strip()
+
+
+def _fill(group: int, *, ascii_only: bool) -> str:
+    fills = _ASCII_FILLS if ascii_only else _FILLS
+    return fills[group % len(fills)]
 
 
 def _standing(
@@ -334,13 +357,14 @@ def _standing(
     thick = max(1, (bin_width - (wide - len(groups))) // len(groups)) if bin_width else 0
     eighths = np.rint(pooled / pooled.max() * (lines - foot) * 8).astype(int)
     eighths[(pooled > 0) & (eighths == 0)] = 1
-    signs = _ASCII_BARS if ascii_only else _BARS
+    parts = (_ASCII_BARS if ascii_only else _BARS)[:-1]
+    signs = [parts + _fill(group, ascii_only=ascii_only) for group in range(len(groups))]
     rows: list[Row] = []
     for y in range(lines - foot):
         filled = (eighths - (lines - foot - 1 - y) * 8).clip(0, 8)
         row: Row = []
         for i in range(len(runs)):
-            row += [Segment(signs[filled[g, i]] * thick, style) for g, (_, style, _) in enumerate(groups)]
+            row += [Segment(signs[g][filled[g, i]] * thick, style) for g, (_, style, _) in enumerate(groups)]
             row.append(Segment(" " * (bin_width - thick * len(groups)), ""))
         rows.append([segment for segment in row if segment.text])
     return rows + [_bin_axis(edges, runs, width, ascii_only=ascii_only)] * foot

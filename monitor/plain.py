@@ -6,17 +6,22 @@ while steps come, and one for every epoch, answer, change of state, problem and 
 
 from __future__ import annotations
 
+import select
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TextIO
 
+import msgspec
+
 from client_callback.wire import protocol
 from client_callback.wire.protocol import AnyEvent, Optimizer, RunEnded, Scalar
+from monitor.session import Session
 from monitor.sources import LiveSource, RecordedSource
 
 STATUS_S = 1.0
 _POLL_S = 0.1
-_RATE_S = 5.0
+_SPELLED = str.maketrans({"→": "->", "…": "...", "–": "-", "×": "x", "±": "+-"})
+"""For terminals and files whose encoding has no such signs."""
 
 
 def follow(source: LiveSource | RecordedSource, out: TextIO) -> RunEnded | None:
@@ -28,17 +33,18 @@ def follow(source: LiveSource | RecordedSource, out: TextIO) -> RunEnded | None:
         update = source.poll()
         for event in update.events:
             for line in lines.of(event):
-                _say(out, line)
+                say(out, line)
         if source.connection not in (connection, "connecting"):
             connection = source.connection
-            _say(out, f"-- {connection or 'connected again'}")
+            say(out, f"-- {connection or 'connected again'}")
         now = time.monotonic()
         if lines.has_news and (now - said_at >= STATUS_S or over):
             said_at = now
-            _say(out, lines.status())
+            say(out, lines.status())
         if lines.ended or (over and not update.events):
             return lines.ended
         if not update.events:
+            _check_reader(out)
             time.sleep(_POLL_S)
 
 
@@ -53,13 +59,16 @@ class Lines:
         self._epochs: int | None = None
         self._step = 0
         self._values: dict[str, float] = {}
-        self._recent: list[tuple[float, int]] = []
+        self._paces = Session()
+        """Knows of the steps only when they ended, and what else the training was busy with meanwhile."""
 
     def of(self, event: AnyEvent) -> Iterator[str]:
         """The lines that tell this event; steps only change the status."""
         if isinstance(event, protocol.Steps):
             self._take_steps(event)
             return
+        if isinstance(event, protocol.EpochBegan | protocol.StateChanged):
+            self._paces.apply(event)
         write = WRITERS.get(type(event))
         if write:
             if self.has_news and isinstance(event, protocol.EpochEnded | RunEnded):
@@ -73,9 +82,9 @@ class Lines:
         if self._epoch is not None:
             parts.append(f"epoch {self._epoch + 1}" + (f"/{self._epochs}" if self._epochs else ""))
         parts += [f"{name} {value:.4g}" for name, value in self._values.items()]
-        (first_time, first), (last_time, last) = self._recent[0], self._recent[-1]
-        if last_time > first_time:
-            parts.append(f"{(last - first) / (last_time - first_time):.4g} steps/s")
+        speed = self._paces.steps_per_second()
+        if speed is not None:
+            parts.append(f"{speed:.4g} steps/s")
         return "  ".join(parts)
 
     def _take_steps(self, event: protocol.Steps) -> None:
@@ -84,10 +93,7 @@ class Lines:
         self.has_news = True
         self._step = event.first + event.count
         self._values = {name: float(values[-1]) for name, values in protocol.step_columns(event).items()}
-        times = protocol.step_times(event)
-        self._recent += [(float(times[0]), event.first), (float(times[-1]), self._step - 1)]
-        while len(self._recent) > 2 and self._recent[0][0] < self._recent[-1][0] - _RATE_S:
-            del self._recent[0]
+        self._paces.apply(msgspec.structs.replace(event, columns={}))
 
     def _write_start(self, event: protocol.RunStarted) -> Iterator[str]:
         run = event.run
@@ -168,6 +174,23 @@ def _is_over(source: LiveSource | RecordedSource) -> bool:
     return source.at_end and not source.playing
 
 
-def _say(out: TextIO, line: str) -> None:
+def say(out: TextIO, line: str) -> None:
+    """Writes a line at once, in signs that `out` can hold where there are such."""
+    try:
+        line.encode(out.encoding or "utf-8")
+    except UnicodeEncodeError:
+        line = line.translate(_SPELLED)
     out.write(line + "\n")
     out.flush()
+
+
+def _check_reader(out: TextIO) -> None:
+    """Raises BrokenPipeError when nobody reads `out` any more; without it, only the next line would tell."""
+    try:
+        descriptor = out.fileno()
+    except OSError:
+        return  # no file of the system's, as when the output is collected in memory
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    if any(signs & (select.POLLERR | select.POLLHUP) for _, signs in poll.poll(0)):
+        raise BrokenPipeError

@@ -14,6 +14,8 @@ import numpy.typing as npt
 Floats: TypeAlias = npt.NDArray[np.float64]
 
 _UNITS: Final = ((1_000_000_000, "G"), (1_000_000, "M"), (1_000, "k"))
+_EPSILON: Final = 1e-6
+"""Of a spacing, or of a decade: a float32 of 0.01 lies just below it, and yet its tick stands at the end."""
 _LARGEST_POWER: Final = 300.0
 _LARGEST: Final = 1e300  # leaves room to subtract and divide without overflow
 
@@ -37,7 +39,7 @@ class Axis(NamedTuple):
         return np.asarray(((coordinates - self.low) / (self.high - self.low)).clip(0.0, 1.0))
 
     def ticks(self, count: int) -> list[Tick]:
-        """About `count` ticks at round numbers."""
+        """About `count` ticks at round numbers; on a log axis up to twice as many."""
         return _log_ticks(self.low, self.high, count) if self.log else _ticks(self.low, self.high, count)
 
 
@@ -97,7 +99,7 @@ def _ticks(low: float, high: float, count: int) -> list[Tick]:
     spacing = _round_up((high - low) / max(1, count), (1, 2, 2.5, 5))
     if not spacing:
         return []
-    first, last = math.ceil(low / spacing - 1e-9), math.floor(high / spacing + 1e-9)
+    first, last = math.ceil(low / spacing - _EPSILON), math.floor(high / spacing + _EPSILON)
     values = [n * spacing for n in range(first, last + 1)]
     return [Tick(value, label) for value, label in zip(values, _labels(values, spacing), strict=True)]
 
@@ -114,24 +116,38 @@ def _labels(values: list[float], spacing: float) -> list[str]:
 
 
 def _log_ticks(low: float, high: float, count: int) -> list[Tick]:
-    """Powers of ten, or, when the range holds few of them, 1-2-5 or the round numbers of a linear axis."""
-    if high - low < 0.8:
+    """Powers of ten, with 2 and 5 between them where there is room; what matters least comes last.
+
+    Both ends of the range get a tick of their own where the powers of ten leave them bare.
+    """
+    powers = range(math.floor(low), math.floor(high + _EPSILON) + 1)
+    fine = [(power, mantissa) for power in powers for mantissa in (1, 2, 5)]
+    fine = [tick for tick in fine if low - _EPSILON <= _place(tick) <= high + _EPSILON]
+    if len(fine) < 2:
         linear = _ticks(10.0**low, 10.0**high, count)
         return [Tick(math.log10(value), label) for value, label in linear if value > 0]
-    if high - low < count / 3:
-        powers = range(math.floor(low), math.floor(high) + 1)
-        values = [m * 10.0**power for power in powers for m in (1, 2, 5)]
-        return [Tick(math.log10(v), format_number(v, 2)) for v in values if low <= math.log10(v) <= high]
-    decades = range(0)
+    most = max(3, 2 * count)
+    chosen = fine if high - low < 3 and len(fine) <= most + 1 else _decades(low, high, most)
+    return [Tick(_place(tick), _label(tick)) for tick in dict.fromkeys([*chosen, fine[0], fine[-1]])]
+
+
+def _decades(low: float, high: float, most: int) -> list[tuple[int, int]]:
+    """At most so many powers of ten, evenly apart."""
     for every in (1, 2, 3, 5, 10, 20, 50, 100, 200):
-        decades = range(math.ceil(low / every) * every, math.floor(high) + 1, every)
-        if len(decades) <= count + 1:
-            break
-    return [Tick(float(power), _power(power)) for power in decades]
+        decades = range(math.ceil((low - _EPSILON) / every) * every, math.floor(high + _EPSILON) + 1, every)
+        if len(decades) <= most:
+            return [(power, 1) for power in decades]
+    return []
 
 
-def _power(power: int) -> str:
-    return format_number(10.0**power, 1) if -3 <= power < 5 else f"1e{power:+d}"
+def _place(tick: tuple[int, int]) -> float:
+    """Where `mantissa * 10**power` lies on a log axis."""
+    return tick[0] + math.log10(tick[1])
+
+
+def _label(tick: tuple[int, int]) -> str:
+    power, mantissa = tick
+    return format_number(mantissa * 10.0**power, 1) if -3 <= power < 5 else f"{mantissa}e{power:+d}"
 
 
 def _round_up(value: float, mantissas: tuple[float, ...]) -> float:

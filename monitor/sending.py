@@ -6,15 +6,14 @@ Scripts and notebooks call `send`; the terminal sends through its source instead
 from __future__ import annotations
 
 import time
-import uuid
 
-import msgspec
 import zmq
 
-from client_callback.wire import commands, protocol, runs, sockets
+from client_callback.wire import protocol, runs, sockets
 from client_callback.wire.commands import CommandError
 from client_callback.wire.protocol import Reply
 from client_callback.wire.runs import RunFile, RunNotFound
+from monitor.outgoing import new_command
 
 __all__ = ["CommandError", "NoAnswer", "RunNotFound", "send", "send_to"]
 
@@ -39,25 +38,16 @@ def send(run: str, command: str, *, wait_s: float = 10.0, who: str | None = None
         RunNotFound: no live run, or several, answer to `run`.
         NoAnswer: none within `wait_s`.
     """
-    commands.parse(command)
-    return send_to(runs.find_run(run), command, wait_s=wait_s, who=who)
+    request = new_command(command, who or "", by="send")
+    return _deliver(runs.find_run(run), request, wait_s)
 
 
 def send_to(run: RunFile, command: str, *, wait_s: float = 10.0, who: str | None = None) -> Reply:
     """As `send`, to a run that has been found already."""
-    commands.parse(command)
-    try:
-        request = msgspec.convert(
-            {
-                "kind": "command",
-                "id": uuid.uuid4().hex[:16],
-                "text": command,
-                "who": who or f"{runs.user_name()}@{runs.host_name()} send",
-            },
-            protocol.Command,
-        )
-    except msgspec.ValidationError as error:
-        raise CommandError(f"the command is too long: {error}") from None
+    return _deliver(run, new_command(command, who or "", by="send"), wait_s)
+
+
+def _deliver(run: RunFile, request: protocol.Command, wait_s: float) -> Reply:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     try:
         socket = sockets.control_socket(context, run.control, run.server_key)

@@ -218,10 +218,6 @@ class Rows:
             self._steps.view[:] = self._steps.view[order]
             self._matrix.view[:] = self._matrix.view[order]
 
-    def last(self) -> npt.NDArray[np.float32] | None:
-        """The row of the latest step; `None` before the first."""
-        return self.matrix[-1] if len(self) else None
-
     def between(self, start: int, stop: int) -> tuple[Steps, npt.NDArray[np.float32]]:
         """The steps in `[start, stop)` and their rows."""
         first, last = np.searchsorted(self._steps.view, (start, stop))

@@ -10,12 +10,15 @@ Steps are counted from 0 over the whole run; times are seconds since 1970.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable
+from operator import itemgetter
 from typing import Any, Final, Literal
 
 import msgspec
 import numpy as np
 
+from client_callback.wire.commands import CommandError, ScaleRate, SetRate, SwitchOptimizer, parse
 from client_callback.wire.protocol import (
     AnyEvent,
     EpochBegan,
@@ -61,6 +64,9 @@ ENDED: Final = frozenset({"finished", "stopped", "interrupted", "failed"})
 LONGEST_GAP: Final = 10_000_000
 """Steps that may be missing before a frame of steps. More than that is no gap but a damaged frame."""
 
+_number, _first_step = itemgetter(0), itemgetter(1)
+"""Of an entry of `epochs`."""
+
 _RECENT_STEPS = 2_000
 _RECENT_S = 20.0
 _FEWEST_DURATIONS = 16
@@ -92,8 +98,6 @@ class Session:
         """(epoch, its first step) of every epoch begun, in order."""
         self.epoch_ends: dict[int, int] = {}
         """Epoch → how many steps were completed at its end."""
-        self.epoch_logs: dict[int, dict[str, float]] = {}
-        """Epoch → what Keras reported at its end."""
         self.statistics: dict[str, Rows] = {}
         self.layouts: dict[str, Statistic] = {}
         """What the columns of each statistic stand for."""
@@ -182,17 +186,17 @@ class Session:
 
     @property
     def requested_learning_rate(self) -> float | None:
-        """What the rate was after the last applied command that set it. `None`: nobody asked for one."""
-        for reply in reversed(self.replies):
-            rate = reply.after.get("learning_rate")
-            if reply.status == "applied" and isinstance(rate, int | float):
-                return float(rate)
-        return None
+        """The rate that the last applied command on rates named. `None`: none did, or another has the say.
 
-    def epoch_of(self, step: int) -> int | None:
-        """The epoch that step belongs to. `None`: it was before any."""
-        begun = [epoch for epoch, first in self.epochs if first <= step]
-        return begun[-1] if begun else None
+        Only `lr VALUE` and `optimizer … learning_rate=VALUE` name one. `lr x0.5` scales what there is, and under
+        a schedule no rate is meant to stay.
+        """
+        if self.optimizer and self.optimizer.schedule:
+            return None
+        for reply in reversed(self.replies):
+            if reply.status == "applied" and (named := _named_rate(reply.text)):
+                return named[0]
+        return None
 
     def progress(self) -> float | None:
         """Share of all steps that is done, 0 to 1. `None`: their number is not known."""
@@ -249,13 +253,13 @@ class Session:
             rows.extend(steps, matrix)
 
     def _take_epoch_began(self, event: EpochBegan) -> None:
-        if all(epoch != event.epoch for epoch, _ in self.epochs):
-            self.epochs.append((event.epoch, event.step))
-            self.epochs.sort()
+        # By bisection: a run of short epochs has tens of thousands of them.
+        place = bisect_left(self.epochs, event.epoch, key=_number)
+        if place == len(self.epochs) or self.epochs[place][0] != event.epoch:
+            self.epochs.insert(place, (event.epoch, event.step))
 
     def _take_epoch_ended(self, event: EpochEnded) -> None:
         self.epoch_ends[event.epoch] = event.step
-        self.epoch_logs[event.epoch] = event.logs
         for name, value in event.logs.items():
             if name.startswith("val_"):
                 self.validation.setdefault(name, Points()).append(max(0, event.step - 1), value)
@@ -295,9 +299,11 @@ class Session:
         begins, ends = times[:-1], times[1:]
         durations = ends - begins
         counted = np.isfinite(durations) & (durations >= 0)
-        for _, epoch_first in self.epochs:
-            if first < epoch_first < first + len(times):
-                counted[epoch_first - first - 1] = False
+        begun = bisect_right(self.epochs, first, key=_first_step)
+        for _, epoch_first in self.epochs[begun:]:
+            if epoch_first >= first + len(times):
+                break
+            counted[epoch_first - first - 1] = False
         for busy_from, busy_to in self._busy(float(times[0])):
             counted &= (ends <= busy_from) | (begins >= busy_to)
         return np.asarray(durations[counted], np.float64)
@@ -336,6 +342,24 @@ _TAKERS: dict[type[Event], Callable[[Session, Any], None]] = {
     Problem: Session._take_problem,
     RunEnded: Session._take_end,
 }
+
+
+def _named_rate(text: str) -> tuple[float | None] | None:
+    """The rate that a command names, or None in its place where one is left to follow. `None`: it sets none."""
+    try:
+        instruction = parse(text)
+    except CommandError:
+        return None  # recorded by another version
+    match instruction:
+        case SetRate(value=value):
+            return (value,)
+        case SwitchOptimizer(arguments=arguments):
+            named = arguments.get("learning_rate")
+            return (float(named) if isinstance(named, int | float) else None,)
+        case ScaleRate():
+            return (None,)
+        case _:
+            return None
 
 
 def _same(a: object, b: object) -> bool:

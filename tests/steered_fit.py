@@ -31,6 +31,7 @@ class SteeredFit(keras.callbacks.Callback):
         self.script = {step: list(texts) for step, texts in script.items()}
         self.step = 0
         self.paused = False
+        self.optimizer_used = True
         self.stopped = False
         self.callbacks: Sequence[keras.callbacks.Callback] = ()
         self.replies: list[Reply] = []

@@ -22,6 +22,7 @@ from monitor.charts import (
     format_step,
     sparkline,
 )
+from monitor.scales import axis
 from monitor.series import Column, Points
 
 anything = st.one_of(
@@ -243,12 +244,12 @@ def test_ascii_shows_the_same_without_a_single_other_sign():
 
 ASCII_LOG_LOSS = """
 -- loss 0.01                             log
-     ||-|.        v      xx
+   10+|-|.        v      xx
      |   ''||..   !
      |        '|-|.
     1+            ''-|.
      |            !   ''| ..
-     |            !        '|-|.
+   0.1+           !        '|-|.
      |            !            ''-|.
      |            !                 '||..
  0.01+            !                     '|-|
@@ -300,13 +301,13 @@ def test_a_histogram_of_named_classes_lies_down_and_one_of_numbers_stands_up():
 
 
 CLASSES = """
-█ predicted n=53  █ true n=52
+█ predicted n=53  ▒ true n=52
 airplane   ██████▌ 10
-           ███████▊ 12
+           ▒▒▒▒▒▒▒▊ 12
 automobile ██████████████████████████ 40
-           ███████████████████▌ 30
+           ▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▒▌ 30
 bird       ██ 3
-           ██████▌ 10
+           ▒▒▒▒▒▒▌ 10
 """
 CONFIDENCE = """
 █ confidence n=157
@@ -317,6 +318,54 @@ CONFIDENCE = """
 ▁▁▁▁▁     ▁▁▁▁▁▂▂▂▂▂▄▄▄▄▄███████████████
 0.00    0.25      0.50      0.75    1.00
 """
+
+
+@pytest.mark.parametrize("ascii_only", [False, True])
+@pytest.mark.parametrize("named", [False, True])
+def test_groups_of_a_histogram_can_be_told_apart_without_colour(named, ascii_only):
+    edges = ["a", "b"] if named else np.linspace(0, 1, 3)
+    groups = [("true", "green", [8, 4]), ("predicted", "green", [8, 2])]
+    rows = draw_histogram(groups, edges, width=40, height=7, ascii_only=ascii_only)
+    fills = "#o" if ascii_only else "█▒"
+    swatches, *bars = text_of(rows).splitlines()
+    for fill in fills:
+        assert fill in swatches and any(fill in bar for bar in bars)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "labels"),
+    [
+        (0.45, 20_000, {"0.5", "1", "100", "10000"}),
+        (0.005, float(np.float32(0.01)), {"0.005", "0.01"}),
+        (1e-4, float(np.float32(0.01)), {"1e-4", "0.01"}),
+        (0.05, 2.5, {"0.05", "0.1", "1", "2"}),
+        (0.69, 0.71, {"0.69", "0.70", "0.71"}),
+    ],
+)
+def test_a_log_axis_is_labelled_near_both_ends(low, high, labels):
+    scale = axis(math.log10(low), math.log10(high), log=True)
+    for count in (2, 3):
+        assert labels <= {tick.label for tick in scale.ticks(count)}
+
+
+def test_the_colours_of_a_heatmap_are_not_left_to_an_outlier():
+    rng = np.random.default_rng(0)
+    matrix = rng.uniform(1e-3, 1e-2, (300, 3))
+    matrix[7, 1] = 1e9
+    rows = draw_heatmap(
+        ["a", "b", "c"], matrix, np.arange(300), width=120, height=6, start=0, stop=300, ascii_only=True
+    )
+    assert text_of(rows[:1]).startswith("0.001 ")
+    assert " >0.01 " in text_of(rows[:1])
+    assert len(set(text_of(rows[1:4]))) > 6
+
+
+def test_epochs_too_short_for_a_line_each_have_none():
+    column = column_of(np.ones(1_000))
+    about = {"width": 107, "height": 12, "start": 0, "stop": 1_000}
+    few = draw_curves([Curve("x", "cyan", column)], epochs=list(range(0, 1_000, 100)), **about)
+    many = draw_curves([Curve("x", "cyan", column)], epochs=list(range(0, 1_000, 10)), **about)
+    assert "┊" in text_of(few) and "┊" not in text_of(many)
 
 
 def test_nothing_yet_says_so():

@@ -482,7 +482,7 @@ def test_unstructured_bytes_on_every_socket_disturb_nothing(make_link, context):
                 raw.sendall(content)
     link.send(steps(0))
     ask = asker(context, link)
-    wait_until(lambda: ask(protocol.Hello()).last_seq == 2)
+    wait_until(lambda: ask(protocol.Hello()).last_seq >= 2)
     assert not oversized.poll(100)
 
 

@@ -187,8 +187,6 @@ def test_rows_come_out_the_same_whatever_order_they_come_in(batches, random):
     assert one == other
     assert one.steps.tolist() == sorted({s for steps in batches for s in steps})
     np.testing.assert_array_equal(one.matrix[:, 0], one.steps)
-    last = one.last()
-    assert last is None if not len(one) else last[0] == one.steps[-1]
     steps, matrix = one.between(10, 20)
     assert steps.tolist() == [s for s in one.steps.tolist() if 10 <= s < 20] == matrix[:, 0].tolist()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 
 import numpy as np
 import pytest
@@ -146,13 +147,55 @@ def test_the_state_follows_the_training_to_its_end():
     assert session.eta_s() == 0.0
 
 
-def test_the_requested_rate_is_that_of_the_last_applied_command():
-    session = session_after([run_started(), steps(0, 1, 0.0)])
-    assert session.requested_learning_rate is None
-    for number, (status, rate) in enumerate([("applied", 1e-3), ("applied", 5e-4), ("refused", 7.0)]):
-        after = {"learning_rate": rate}
-        session.apply(Reply(id=str(number), text="lr", status=status, after=after, time=1.0 + number))
-    assert session.requested_learning_rate == 5e-4
+def replied(*answers: tuple[str, str]) -> list[AnyEvent]:
+    return [
+        Reply(id=str(number), text=text, status=status, after={"learning_rate": 0.25}, time=1.0 + number)
+        for number, (text, status) in enumerate(answers)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("answers", "asked"),
+    [
+        ([], None),
+        ([("lr 1e-3", "applied"), ("lr 5e-4", "applied"), ("lr 7", "refused")], 5e-4),
+        ([("lr 1e-3", "applied"), ("pause", "applied"), ("note rate", "applied")], 1e-3),
+        ([("optimizer sgd learning_rate=0.01", "applied")], 0.01),
+        ([("lr 1e-3", "applied"), ("optimizer adam", "applied")], None),
+        ([("lr 1e-3", "applied"), ("lr x0.5", "applied")], None),
+        ([("a command of a later version", "applied")], None),
+    ],
+)
+def test_the_requested_rate_is_the_one_that_an_applied_command_named(answers, asked):
+    session = session_after([run_started(), steps(0, 1, 0.0), *replied(*answers)])
+    assert session.requested_learning_rate == asked
+
+
+def test_under_a_schedule_no_rate_counts_as_requested():
+    cosine = Optimizer(name="adam", class_name="Adam", schedule="CosineDecay")
+    events = [run_started(optimizer=cosine), steps(0, 1, 0.0), *replied(("lr 1e-3", "applied"))]
+    assert session_after(events).requested_learning_rate is None
+
+
+def test_epochs_are_kept_in_order_and_each_once_however_they_arrive():
+    begun = [EpochBegan(epoch=epoch, step=75 * epoch) for epoch in (0, 3, 1, 2, 3, 0)]
+    assert session_after(begun).epochs == [(0, 0), (1, 75), (2, 150), (3, 225)]
+
+
+def test_tens_of_thousands_of_short_epochs_cost_a_fraction_of_a_second():
+    epochs, length = 13_334, 75
+    events = [
+        event
+        for epoch in range(epochs)
+        for event in (
+            EpochBegan(epoch=epoch, step=length * epoch, time=7.5 * epoch),
+            EpochEnded(epoch=epoch, step=length * (epoch + 1), time=7.5 * epoch + 7.4),
+        )
+    ]
+    began = time.process_time()
+    session = session_after(events)
+    assert time.process_time() - began < 1.0
+    assert len(session.epochs) == epochs
 
 
 def test_the_second_answer_to_a_command_replaces_the_first():
@@ -174,8 +217,7 @@ def test_steps_from_far_beyond_are_refused_and_not_allocated():
     assert "not shown" in session.problems[0].what
 
 
-def test_the_epoch_of_a_step():
+def test_the_epoch_and_the_time_are_the_newest():
     session = session_after(STORY)
-    assert [session.epoch_of(step) for step in (0, 199, 200, 599)] == [0, 0, 1, 2]
     assert session.epoch == 2
     assert session.time >= STARTED_AT

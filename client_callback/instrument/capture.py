@@ -2,12 +2,13 @@
 
 While Keras traces `train_step`, the hooks put tensors into a `CapturedStep`; at its end the probe turns them into
 a row. Outside a train step (validation, another thread) the hooks let everything pass. They add no computation of
-their own and pass every argument on unchanged, so training stays bit-identical.
+their own and pass every argument on as it came, so training stays bit-identical.
 """
 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -39,7 +40,7 @@ class CapturedStep:
 
 
 class Capture:
-    """Hooks on one model; `removed` again by `remove`.
+    """Hooks on one model, from `install` to `remove`.
 
     Args:
         model: compiled and about to be trained.
@@ -63,7 +64,7 @@ class Capture:
         self._before_update = before_update
         self._hooks = InstanceHooks()
         self._local = threading.local()
-        self._index = {_identity(variable): index for index, variable in enumerate(model.trainable_variables)}
+        self._index: dict[int, int] = {}
         self._hooked_metrics: set[str] = set()
 
     def install(self) -> None:
@@ -117,13 +118,16 @@ class Capture:
         return captured_train_step
 
     def _wrap_compute_loss(self, compute_loss: Callable[..., Any]) -> Callable[..., Any]:
-        def captured_compute_loss(
-            x: Any = None, y: Any = None, y_pred: Any = None, *args: Any, **kwargs: Any
-        ) -> Any:
+        signature = inspect.signature(compute_loss)
+
+        def captured_compute_loss(*args: Any, **kwargs: Any) -> Any:
             step = self.step
             if step is not None:
-                step.targets, step.predictions = y, y_pred
-            return compute_loss(x, y, y_pred, *args, **kwargs)
+                # A model's own compute_loss may name or order its parameters differently.
+                with contextlib.suppress(TypeError):
+                    bound = signature.bind(*args, **kwargs).arguments
+                    step.targets, step.predictions = bound.get("y"), bound.get("y_pred")
+            return compute_loss(*args, **kwargs)
 
         return captured_compute_loss
 
@@ -167,7 +171,8 @@ class Capture:
 
         def wrap_total(assign_add: Callable[..., Any]) -> Callable[..., Any]:
             def captured_total(value: Any) -> Any:
-                added["total"] = value
+                if self.step is not None:
+                    added["total"] = value
                 return assign_add(value)
 
             return captured_total
@@ -185,24 +190,27 @@ class Capture:
         self._hooks.wrap(metric.count, "assign_add", wrap_count)
 
     def _wrap_apply(self, optimizer: Any, apply: Callable[..., Any]) -> Callable[..., Any]:
-        def captured_apply(grads: Any, trainable_variables: Any = None) -> Any:
+        def captured_apply(grads: Any, *args: Any, **kwargs: Any) -> Any:
             step = self.step
             if step is None:
-                return apply(grads, trainable_variables)
+                return apply(grads, *args, **kwargs)
             grads = list(grads)
-            if trainable_variables is not None:
-                trainable_variables = list(trainable_variables)
-            self._note_gradients(
-                step, optimizer, grads, trainable_variables or optimizer._trainable_variables
-            )
+            if args and args[0] is not None:
+                args = (list(args[0]), *args[1:])
+            variables = args[0] if args else kwargs.get("trainable_variables")
+            self._note_gradients(step, optimizer, grads, variables or optimizer._trainable_variables)
             self._before_update()
-            return apply(grads, trainable_variables)
+            return apply(grads, *args, **kwargs)
 
         return captured_apply
 
     def _note_gradients(self, step: CapturedStep, optimizer: Any, grads: list[Any], variables: Any) -> None:
         if hasattr(innermost(optimizer), "_get_current_learning_rate"):
             step.learning_rate = keras.ops.convert_to_tensor(optimizer.learning_rate)
+        if len(self._index) != len(self._model.trainable_variables):
+            # Known only now where the model builds itself in its first step.
+            known = enumerate(self._model.trainable_variables)
+            self._index = {_identity(variable): index for index, variable in known}
         for gradient, variable in zip(grads, variables, strict=False):
             index = self._index.get(_identity(variable))
             if index is not None and gradient is not None:

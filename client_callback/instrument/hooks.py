@@ -20,12 +20,13 @@ class InstanceHooks:
 
     def wrap(
         self, owner: Any, name: str, wrapper: Callable[[Callable[..., Any]], Callable[..., Any]]
-    ) -> None:
-        """Lets `owner.name` be `wrapper(the original)` until `remove`."""
+    ) -> object:
+        """Lets `owner.name` be `wrapper(the original)` until `remove`; returns that replacement."""
         before = vars(owner).get(name, _ABSENT)
         replacement = wrapper(getattr(owner, name))
         vars(owner)[name] = replacement
         self._replaced.append((owner, name, before, replacement))
+        return replacement
 
     def remove(self) -> None:
         """Puts back what was there, last replaced first; leaves alone what somebody else replaced since."""

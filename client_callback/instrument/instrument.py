@@ -6,9 +6,10 @@ on; a thin guard around it tells an error of the instrument from one of the mode
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import keras
@@ -17,8 +18,7 @@ from client_callback.instrument.hooks import InstanceHooks
 from client_callback.instrument.probe import Drained, Probe
 from client_callback.wire.protocol import Instrumented
 
-OPERATION_OF_OURS = re.compile(r"\bunstuck(_\d+)?/")
-"""An error at run time names the operation it happened in; ours are in a name scope of that name."""
+_PACKAGE = str(Path(__file__).parent)
 
 
 class Instrument:
@@ -29,6 +29,7 @@ class Instrument:
         every: steps between two sampled ones; 0 samples none.
         on_problem: told what is lost when something cannot be measured.
         on_error: told what the train function is about to raise.
+        drain: called before what the probe still holds is dropped.
     """
 
     def __init__(
@@ -38,30 +39,38 @@ class Instrument:
         every: int,
         on_problem: Callable[[str], None],
         on_error: Callable[[BaseException], None],
+        drain: Callable[[], None],
     ) -> None:
         self._model = model
         self._every = every
         self._on_problem = on_problem
         self._on_error = on_error
+        self._drain = drain
         self._probe: Probe | None = None
         self._before = 0
         self._hooks = InstanceHooks()
         self._original: Any = None
         self._rebuilt = False
-        self._fresh = False
+        self._guard: object = None
         self._last_logs: Any = {}
 
     def install(self) -> None:
         """Hooks the model and makes its train function anew, to be traced with the probe at the next batch."""
         self._original = vars(self._model).get("train_function")
         self._attach()
-        self._make_train_function()
+        if self.measuring:
+            self._make_train_function()
 
     def remove(self) -> None:
-        """Leaves the model as it was, apart from what training and commands changed."""
-        self._detach()
-        # A train function made before an optimizer switch would go on training with the old optimizer.
-        self._model.train_function = None if self._rebuilt else self._original
+        """Leaves the model as it was, apart from what training, commands and the user's own code changed.
+
+        What was measured can still be drained.
+        """
+        ours = self._guard is not None and vars(self._model).get("train_function") is self._guard
+        self._unhook()
+        if ours:
+            # A train function made before an optimizer switch would go on training with the old optimizer.
+            self._model.train_function = None if self._rebuilt else self._original
 
     def rebuild(self, change: Callable[[], None]) -> None:
         """Takes the instrument off, runs `change` (which may swap the optimizer), and puts it on again.
@@ -86,14 +95,16 @@ class Instrument:
 
     @property
     def steps(self) -> int:
-        """Steps drained since `install`."""
+        """Steps measured and drained so far."""
         return self._before + (0 if self._probe is None else self._probe.steps)
 
     def take_layout(self, *, step: int, time: float) -> Instrumented | None:
-        """What is measured since the last trace; `None` when nothing was traced since the last call."""
-        if self._probe is None or not self._probe.traced:
-            return None
-        return self._probe.take_layout(step=step, time=time)
+        """What is measured, as the event that says so. `None`: nothing else than when last asked."""
+        return None if self._probe is None else self._probe.take_layout(step=step, time=time)
+
+    def layout(self, *, step: int, time: float) -> Instrumented | None:
+        """What is measured. `None`: nothing is."""
+        return None if self._probe is None else self._probe.layout(step=step, time=time)
 
     @property
     def series_names(self) -> list[str]:
@@ -109,17 +120,16 @@ class Instrument:
 
     def drain(self) -> Drained | None:
         """Takes what accumulated, with steps counted since `install`. `None` when there is nothing."""
-        if self._probe is None:
+        probe, before = self._probe, self._before
+        if probe is None:
             return None
-        drained = self._probe.drain()
+        drained = probe.drain()
         if not len(drained.rows):
             return None
-        return drained._replace(
-            first=drained.first + self._before, sample_steps=drained.sample_steps + self._before
-        )
+        return drained._replace(first=drained.first + before, sample_steps=drained.sample_steps + before)
 
     def _attach(self) -> None:
-        replicas = getattr(self._model.distribute_strategy, "num_replicas_in_sync", 1)
+        replicas = getattr(getattr(self._model, "distribute_strategy", None), "num_replicas_in_sync", 1)
         try:
             if replicas > 1:
                 raise NotImplementedError(f"the model runs on {replicas} replicas")
@@ -128,10 +138,14 @@ class Instrument:
         except Exception as error:  # noqa: BLE001 (measuring must never stop a training)
             self._give_up(error)
 
-    def _detach(self) -> None:
+    def _unhook(self) -> None:
         self._hooks.remove()
         if self._probe is not None:
             self._probe.remove()
+
+    def _detach(self) -> None:
+        self._unhook()
+        if self._probe is not None:
             self._before += self._probe.steps
             self._probe = None
 
@@ -143,14 +157,14 @@ class Instrument:
         )
 
     def _make_train_function(self) -> None:
-        self._model.make_train_function(force=True)
-        self._hooks.wrap(self._model, "train_function", self._guarded)
-        self._fresh = True
+        self._model.train_function = None
+        self._model.make_train_function()
+        self._guard = self._hooks.wrap(self._model, "train_function", self._guarded)
 
     def _guarded(self, train_function: Callable[..., Any]) -> Callable[..., Any]:
-        def guarded_train_function(iterator: Any) -> Any:
+        def guarded_train_function(*args: Any) -> Any:
             try:
-                self._last_logs = self._call(train_function, iterator)
+                self._last_logs = self._call(train_function, *args)
             except BaseException as error:
                 if not _ends_epoch(error):
                     self._on_error(error)
@@ -159,36 +173,37 @@ class Instrument:
 
         return guarded_train_function
 
-    def _call(self, train_function: Callable[..., Any], iterator: Any) -> Any:
+    def _call(self, train_function: Callable[..., Any], *args: Any) -> Any:
+        """Calls it, and tells an error of ours, after which training goes on, from one of the model."""
         try:
-            logs = train_function(iterator)
+            logs = train_function(*args)
         except Exception as error:
-            if not self.measuring or _ends_epoch(error):
+            if self._probe is None:
                 raise
-            if self._fresh:
-                return self._train_without(iterator, error)
-            if not OPERATION_OF_OURS.search(str(error)):
-                raise
-            self._fall_back(error)  # this batch is lost; Keras counts it as trained
-            return self._last_logs
-        self._fresh = False
+            if self._probe.is_ours(error):
+                # An operation of ours failed while the step ran. Its batch is lost; Keras counts it as trained.
+                self._fall_back(error)
+                return self._last_logs
+            if _raised_here(error.__traceback__):
+                # A hook of ours failed while the step was traced: no batch was taken yet.
+                self._fall_back(error)
+                return self._model.train_function(*args)
+            raise
         if self._probe is not None and self._probe.failure is not None:
             self._fall_back(self._probe.failure)
         return logs
 
-    def _train_without(self, iterator: Any, error: Exception) -> Any:
-        """The first call failed: trains on without the probe. Is the model at fault, its error comes again."""
-        self._fall_back(error)
-        try:
-            return self._model.train_function(iterator)
-        except BaseException as second:
-            if _ends_epoch(second):
-                raise error from None
-            raise
-
     def _fall_back(self, error: Exception) -> None:
+        self._drain()
         self._give_up(error)
         self._make_train_function()
+
+
+def _raised_here(trace: TracebackType | None) -> bool:
+    """Whether the error arose in this package rather than in what its hooks call."""
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_code.co_filename.startswith(_PACKAGE)
 
 
 def _ends_epoch(error: BaseException) -> bool:

@@ -53,6 +53,8 @@ class Task(NamedTuple):
     """Number of classes; 0 for regression."""
     from_logits: bool
     """Whether predictions are logits rather than probabilities."""
+    units: int = 1
+    """Of the output."""
 
 
 Table = tuple[Statistic, Callable[[], Tensor]]
@@ -72,12 +74,14 @@ def infer_task(loss: Any, targets: Tensor, predictions: Tensor) -> Task:
     units = 1 if units is None else int(units)
     integers = "int" in keras.backend.standardize_dtype(targets.dtype)
     if name in _CATEGORICAL or (name in ("crossentropy", "ce") and units > 1):
-        return Task("classification", units, from_logits)
+        return Task("binary" if units == 2 else "classification", units, from_logits, units)
     if name in _BINARY or name in ("crossentropy", "ce"):
         return Task("binary", 2, from_logits)
     if name in _REGRESSION or not integers:
         return Task("regression" if name in _REGRESSION else "unknown", 0, False)
-    return Task("classification", units, from_logits) if units > 1 else Task("binary", 2, from_logits)
+    if units == 1:
+        return Task("binary", 2, from_logits)
+    return Task("binary" if units == 2 else "classification", units, from_logits, units)
 
 
 def tables(task: Task, targets: Tensor, predictions: Tensor) -> list[Table]:
@@ -85,16 +89,12 @@ def tables(task: Task, targets: Tensor, predictions: Tensor) -> list[Table]:
     if task.kind == "classification":
         return _classification_tables(task, targets, predictions)
     if task.kind == "binary":
-        return _binary_tables(task, targets, predictions)
+        return (_two_class_tables if task.units == 2 else _one_unit_tables)(task, targets, predictions)
     return _value_tables(targets, predictions)
 
 
 def _classification_tables(task: Task, targets: Tensor, predictions: Tensor) -> list[Table]:
-    scores = ops.reshape(predictions, (-1, task.classes))[: statistics.MAX_PREDICTIONS]
-    one_hot = len(targets.shape) == len(predictions.shape) and targets.shape[-1] == task.classes
-    if one_hot:
-        targets = ops.argmax(ops.reshape(targets, (-1, task.classes)), axis=-1)
-    labels = ops.reshape(targets, (-1,))[: statistics.MAX_PREDICTIONS]
+    scores, labels = _scores_and_labels(task, targets, predictions)
 
     def confidence() -> Tensor:
         scaled = ops.softmax(ops.cast(scores, "float32")) if task.from_logits else scores
@@ -116,10 +116,20 @@ def _classification_tables(task: Task, targets: Tensor, predictions: Tensor) -> 
     return [*made, (_confidence("confidence", "Probability of the predicted class"), confidence)]
 
 
-def _binary_tables(task: Task, targets: Tensor, predictions: Tensor) -> list[Table]:
+def _two_class_tables(task: Task, targets: Tensor, predictions: Tensor) -> list[Table]:
+    """Two units under a softmax tell the same as one under a sigmoid."""
+    scores, labels = _scores_and_labels(task, targets, predictions)
+    probabilities = ops.softmax(ops.cast(scores, "float32")) if task.from_logits else scores
+    return _binary_tables(ops.equal(labels, 1), ops.cast(probabilities[:, 1], "float32"))
+
+
+def _one_unit_tables(task: Task, targets: Tensor, predictions: Tensor) -> list[Table]:
     scores = ops.cast(ops.reshape(predictions, (-1,))[: statistics.MAX_PREDICTIONS], "float32")
     positive = ops.reshape(targets, (-1,))[: statistics.MAX_PREDICTIONS] > 0
-    probabilities = ops.sigmoid(scores) if task.from_logits else scores
+    return _binary_tables(positive, ops.sigmoid(scores) if task.from_logits else scores)
+
+
+def _binary_tables(positive: Tensor, probabilities: Tensor) -> list[Table]:
     labels = ("0", "1")
 
     def confidence_of(true_class: bool) -> Tensor:
@@ -145,6 +155,14 @@ def _binary_tables(task: Task, targets: Tensor, predictions: Tensor) -> list[Tab
             lambda: confidence_of(True),
         ),
     ]
+
+
+def _scores_and_labels(task: Task, targets: Tensor, predictions: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores [N, classes] and class numbers [N], whether labels come as numbers or one-hot."""
+    scores = ops.reshape(predictions, (-1, task.classes))[: statistics.MAX_PREDICTIONS]
+    if len(targets.shape) == len(predictions.shape) and targets.shape[-1] == task.classes:
+        targets = ops.argmax(ops.reshape(targets, (-1, task.classes)), axis=-1)
+    return scores, ops.reshape(targets, (-1,))[: statistics.MAX_PREDICTIONS]
 
 
 def _value_tables(targets: Tensor, predictions: Tensor) -> list[Table]:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, ParamSpec
 
 import keras
+import numpy as np
 from keras import ops
 
 from client_callback.instrument.capture import Capture, CapturedStep
@@ -26,7 +27,7 @@ BACKENDS = {"tensorflow": "client_callback.instrument.tensorflow"}
 """Keras backend → the module that knows its buffers and graphs."""
 
 CAPACITY = 1024
-"""Rows of the step ring: a power of two well above what runs between two drains (0.1 s)."""
+"""Rows of the step ring: well above what runs between two drains (0.1 s); at least four calls' worth."""
 MAX_SAMPLE_BYTES = 32 << 20
 """Device memory the sample ring may take."""
 
@@ -63,29 +64,28 @@ class Probe:
         self._backend: Any = importlib.import_module(BACKENDS[backend])
         self._model = model
         self._every = every
-        self._variables = list(model.trainable_variables)
+        self._on_problem = on_problem
         self._capture = Capture(
             model,
             on_step=self._safely(self._write),
             on_update=self._safely(self._write_updates),
             before_update=self._safely(self._clear_updates),
         )
-        execution = int(getattr(model, "steps_per_execution", 1) or 1)
-        self._buffers: Any = self._backend.DeviceBuffers(
-            capacity=max(CAPACITY, 4 * execution),
-            slots=_slots(len(self._variables), execution // max(every, 1) + 32),
-            variables=len(self._variables),
-            every=max(every, 1),
-        )
+        self._steps_per_call = int(getattr(model, "steps_per_execution", 1) or 1)
+        self.capacity = max(CAPACITY, 4 * self._steps_per_call)
+        """Steps that fit between two drains."""
+        self.slots = self._fitting_slots()
+        """Sampled steps that fit between two drains."""
+        self._buffers: Any = None
+        self._sampler: Sampler | None = None
         self._series: list[Series] = []
         self._missing: list[str] = []
-        self._sampler = Sampler(model, self._variables, self._buffers, self._backend, on_problem)
+        self._announced: Instrumented | None = None
         self._read_steps = 0
         self._read_samples = 0
         self.failure: Exception | None = None
         """What went wrong while a train step was traced; nothing is measured in it then."""
-        self.traced = False
-        """Whether a train step has been traced since the layout was last taken."""
+        self._traced = False
 
     def install(self) -> None:
         """Hooks the model; the next trace is measured."""
@@ -100,27 +100,32 @@ class Probe:
         """Steps drained so far."""
         return self._read_steps
 
-    @property
-    def slots(self) -> int:
-        """Sampled steps that fit between two drains."""
-        return int(self._buffers.slots)
+    def take_layout(self, *, step: int, time: float) -> Instrumented | None:
+        """What is measured, as the event that says so. `None`: the same as when last asked."""
+        if not self._traced:
+            return None
+        self._traced = False
+        layout = self.layout(step=0, time=0.0)
+        if layout == self._announced:
+            return None
+        self._announced = layout
+        return self.layout(step=step, time=time)
 
-    @property
-    def capacity(self) -> int:
-        """Steps that fit between two drains."""
-        return int(self._buffers.capacity)
-
-    def take_layout(self, *, step: int, time: float) -> Instrumented:
-        """What is measured since the last trace, as the event that says so."""
-        self.traced = False
+    def layout(self, *, step: int, time: float) -> Instrumented:
+        """What is measured, as the event that says so."""
+        sampler = self._prepare()[1]
         return Instrumented(
             step=step,
             time=time,
             series=tuple(self._series),
-            statistics=tuple(self._sampler.statistics),
-            missing=tuple(self._missing + self._sampler.missing),
-            task=self._sampler.task,
+            statistics=tuple(sampler.statistics),
+            missing=tuple(self._missing + sampler.missing),
+            task=sampler.task,
         )
+
+    def is_ours(self, error: BaseException) -> bool:
+        """Whether an operation of this probe failed while the step ran."""
+        return bool(self._backend.is_ours(error))
 
     @property
     def series_names(self) -> list[str]:
@@ -129,6 +134,8 @@ class Probe:
 
     def drain(self) -> Drained:
         """Takes what accumulated; waits for the device."""
+        if self._buffers is None or self._sampler is None:
+            return Drained(0, np.empty((0, 0), np.float32), np.empty(0, np.int64), {}, 0)
         first, rows = self._buffers.read_rows(self._read_steps)
         lost = first - self._read_steps
         self._read_steps = first + len(rows)
@@ -139,16 +146,33 @@ class Probe:
 
     # ── Inside the trace ────────────────────────────────────────────────────────────────────────────
 
-    def _write(self, step: CapturedStep, logs: Any) -> None:
-        with self._backend.scope():
-            row = self._row(step, logs if isinstance(logs, dict) else {})
-            if self._every:
-                self._sampler.write(step)
-            nan = ops.convert_to_tensor(float("nan"), "float32")
-            self._buffers.write_row([row.get(series.name, nan) for series in self._series])
-        self.traced = True
+    def _prepare(self) -> tuple[Any, Sampler]:
+        """The buffers, made at the first call: only then has every model its variables."""
+        if self._buffers is None or self._sampler is None:
+            variables = list(self._model.trainable_variables)
+            self.slots = self._fitting_slots()
+            self._buffers = self._backend.DeviceBuffers(
+                capacity=self.capacity, slots=self.slots, variables=len(variables), every=max(self._every, 1)
+            )
+            self._sampler = Sampler(self._model, variables, self._buffers, self._backend, self._on_problem)
+        return self._buffers, self._sampler
 
-    def _row(self, step: CapturedStep, logs: dict[str, Any]) -> dict[str, Tensor]:
+    def _fitting_slots(self) -> int:
+        wanted = self._steps_per_call // max(self._every, 1) + 32
+        row_bytes = 4 * (8 * len(self._model.trainable_variables) + 1_000)
+        return max(2, min(wanted, MAX_SAMPLE_BYTES // row_bytes))
+
+    def _write(self, step: CapturedStep, logs: Any) -> None:
+        buffers, sampler = self._prepare()
+        with self._backend.scope():
+            row = self._row(step, logs if isinstance(logs, dict) else {}, compiled=sampler.compiled)
+            if self._every:
+                sampler.write(step)
+            nan = ops.convert_to_tensor(float("nan"), "float32")
+            buffers.write_row([row.get(series.name, nan) for series in self._series])
+        self._traced = True
+
+    def _row(self, step: CapturedStep, logs: dict[str, Any], *, compiled: bool) -> dict[str, Tensor]:
         """Series name → float32 scalar; on the first trace also decides which series there are."""
         measured: dict[str, Tensor] = {}
         if self._usable(step.loss):
@@ -157,14 +181,13 @@ class Probe:
             measured["learning_rate"] = step.learning_rate
         gradients = usable_gradients(step, self._backend)
         if gradients:
-            compiled = self._sampler.compiled
             squares = [self._backend.squared_norm(g, compiled=compiled) for g in gradients.values()]
             measured["grad_norm"] = ops.sqrt(ops.sum(ops.stack(squares))) / gradient_scale(step)
         for name, increments in step.metric_sums.items():
             if all(self._usable(total) and self._usable(count) for total, count in increments):
                 total = sum(ops.cast(total, "float32") for total, _ in increments)
                 count = sum(ops.cast(count, "float32") for _, count in increments)
-                measured.setdefault(name, total / count)
+                measured.setdefault(name, ops.divide_no_nan(total, count))
         running = {
             name: value
             for name, value in logs.items()
@@ -184,12 +207,12 @@ class Probe:
     def _write_updates(self, step: CapturedStep) -> None:
         if self._every:
             with self._backend.scope():
-                self._sampler.write_updates(step)
+                self._prepare()[1].write_updates(step)
 
     def _clear_updates(self) -> None:
         if self._every:
             with self._backend.scope():
-                self._sampler.clear_updates()
+                self._prepare()[1].clear_updates()
 
     def _safely(self, body: Callable[_P, None]) -> Callable[_P, None]:
         """An error of ours must not leave Keras' trace half done, with variables it made never initialised."""
@@ -218,8 +241,3 @@ _EXPECTED = {
     "learning_rate": "the train step uses no optimizer that has one",
     "grad_norm": "the train step does not call optimizer.apply",
 }
-
-
-def _slots(variables: int, wanted: int) -> int:
-    row_bytes = 4 * (8 * variables + 1_000)
-    return max(2, min(wanted, MAX_SAMPLE_BYTES // row_bytes))

@@ -139,9 +139,19 @@ class Sampler:
         return [
             *([] if self.compiled else self._variable_tables(step)),
             (self._of_variables("weight_norm", "‖w‖ after the step"), self._weight_norms),
-            *self._prediction_tables(step),
-            *self._input_tables(step),
+            *self._made("predictions", self._prediction_tables, step),
+            *self._made("inputs", self._input_tables, step),
         ]
+
+    def _made(
+        self, what: str, make: Callable[[CapturedStep], list[predictions.Table]], step: CapturedStep
+    ) -> list[predictions.Table]:
+        """Tables about the user's own data, which may be of any kind."""
+        try:
+            return make(step)
+        except Exception as error:  # noqa: BLE001 (a statistic must never stop a training)
+            self.miss(f"{what}: {type(error).__name__}: {error}")
+            return []
 
     def _variable_tables(self, step: CapturedStep) -> list[predictions.Table]:
         gradients = usable_gradients(step, self._backend)
@@ -184,8 +194,8 @@ class Sampler:
             return []
         if len(outputs) > 1:
             self.miss(f"predictions of outputs 2 to {len(outputs)}: only those of the first are described")
-        losses = keras.tree.flatten(getattr(self._model, "loss", None))
-        task = predictions.infer_task(losses[0] if losses else None, targets[0], outputs[0])
+        loss = first_loss(getattr(self._model, "loss", None), step.predictions, self._model)
+        task = predictions.infer_task(loss, targets[0], outputs[0])
         self.task = task.kind
         return predictions.tables(task, targets[0], outputs[0])
 
@@ -198,7 +208,7 @@ class Sampler:
                 continue
             name = "input" if len(inputs) == 1 else f"input_{number}"
             layout = Statistic(name=name, of="values", labels=INPUT_LABELS, doc="Of the batch's input values")
-            made.append((layout, functools.partial(statistics.input_statistics, _first_examples(values))))
+            made.append((layout, functools.partial(_input_statistics, values)))
         return made
 
     def _update_norms(self, step: CapturedStep) -> Tensor:
@@ -236,6 +246,16 @@ class Sampler:
         return Statistic(name=name, of="variables", labels=self._labels, doc=doc)
 
 
+def first_loss(loss: Any, outputs: Any, model: Any) -> Any:
+    """Of what `compile(loss=…)` received, the part for the first output."""
+    if isinstance(loss, dict):
+        names = sorted(outputs) if isinstance(outputs, dict) else getattr(model, "output_names", None) or []
+        return loss.get(names[0]) if names else None
+    if isinstance(loss, list | tuple):
+        return loss[0] if loss else None
+    return loss
+
+
 def usable_gradients(step: CapturedStep, backend: Any) -> dict[int, Tensor]:
     """Variable's index → gradient, without those from an inner loop or branch of the train step."""
     return {index: gradient for index, gradient in step.gradients.items() if backend.reachable(gradient)}
@@ -254,6 +274,10 @@ def variable_labels(variables: list[Any]) -> tuple[str, ...]:
         number = seen[variable.path] = seen.get(variable.path, -1) + 1
         labels.append(f"{variable.path}:{number}" if number else variable.path)
     return tuple(labels)
+
+
+def _input_statistics(values: Tensor) -> Tensor:
+    return statistics.input_statistics(_first_examples(values))
 
 
 def _first_examples(values: Tensor) -> Tensor:

@@ -16,8 +16,11 @@ import tensorflow as tf
 from client_callback.instrument.statistics import Tensor
 from client_callback.wire.protocol import Float32, Int64
 
-SCOPE = "unstuck"
-"""Prefix of the name of every operation of ours, by which an error in one is told from an error in the model."""
+SCOPE = "unstuck__probe"
+"""In the name of every operation of ours, by which an error in one is told from an error in the model.
+
+No path contains it: TensorFlow's errors quote the paths of the user's scripts.
+"""
 
 
 class DeviceBuffers:
@@ -36,8 +39,7 @@ class DeviceBuffers:
         self.capacity, self.slots = capacity, slots
         self.count = _buffer([], tf.int64)
         self.sampled_count = _buffer([], tf.int64)
-        self.every = _buffer([], tf.int64)
-        self.every.assign(every)
+        self.every = _buffer([], tf.int64, every)
         self.updates = _buffer([variables], tf.float32)
         self.sampled_steps = _buffer([slots], tf.int64)
         self.rows: tf.Variable | None = None
@@ -83,17 +85,17 @@ class DeviceBuffers:
         """The samples from number `first` on: (first number there is, steps int64[n], float32[n, width])."""
         count = int(self.sampled_count.numpy())
         first = max(first, count - self.slots)
-        rings = [ring.numpy() for ring in (self.asides, self.samples) if ring is not None]
+        rings = [ring for ring in (self.asides, self.samples) if ring is not None]
         if not rings or count == first:
             return first, np.empty(0, np.int64), np.empty((0, 0), np.float32)
         slots = np.arange(first, count) % self.slots
-        matrix = np.concatenate([ring[slots] for ring in rings], axis=1)
+        matrix = np.concatenate([ring.numpy()[slots] for ring in rings], axis=1)
         return first, self.sampled_steps.numpy()[slots], matrix
 
 
-def _buffer(shape: list[int], dtype: Any) -> tf.Variable:
+def _buffer(shape: list[int], dtype: Any, value: int = 0) -> tf.Variable:
     with tf.init_scope():
-        return tf.Variable(tf.zeros(shape, dtype), trainable=False, name="unstuck_buffer")
+        return tf.Variable(tf.fill(shape, tf.cast(value, dtype)), trainable=False, name="unstuck_buffer")
 
 
 def _set_row(buffer: tf.Variable, row: Tensor, values: Tensor) -> None:
@@ -109,6 +111,11 @@ def when(condition: Tensor, body: Callable[[], None]) -> None:
         return tf.constant(0)
 
     tf.cond(condition, then, lambda: tf.constant(0))
+
+
+def is_ours(error: BaseException) -> bool:
+    """Whether an operation of ours failed while the step ran."""
+    return SCOPE in str(error)
 
 
 @contextlib.contextmanager

@@ -91,7 +91,9 @@ def stop(training: Training, instruction: commands.Stop, time: float) -> Outcome
     if training.paused:
         training.resume()
     return Outcome(
-        before={"state": before}, after={"state": "stopping"}, reason="ends after the current batch"
+        before={"state": before},
+        after={"state": "stopping"},
+        reason="ends after the current batch; where there is validation data, its validation runs first",
     )
 
 
@@ -154,6 +156,11 @@ def _optimizer(training: Training) -> Any:
     optimizer = current_optimizer(training.model)
     if optimizer is None:
         raise Refused("this run has no optimizer that unstuck knows; pause, resume, stop and note work")
+    if not training.optimizer_used:
+        raise Refused(
+            "the train step does not apply model.optimizer, so changing it would do nothing; "
+            "pause, resume, stop and note work"
+        )
     return optimizer
 
 

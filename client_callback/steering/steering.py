@@ -84,7 +84,8 @@ class Steering:
 def _forget_trace(model: Any) -> None:
     """A step compiled in an earlier fit does not know the control."""
     if model.train_function is not None:
-        model.make_train_function(force=True)
+        model.train_function = None
+        model.make_train_function()
 
 
 def _explain(error: BaseException) -> str:

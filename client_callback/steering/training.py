@@ -47,6 +47,10 @@ class Training(Protocol):
     def paused(self) -> bool:
         """Whether training is held before its next batch."""
 
+    @property
+    def optimizer_used(self) -> bool:
+        """Whether the train step applies the model's optimizer, as far as is known."""
+
     def pause(self) -> None:
         """Holds training before its next batch."""
 

@@ -16,6 +16,8 @@ import msgspec
 
 from client_callback.wire.protocol import Scalar
 
+_LARGEST = 2**53
+
 
 class CommandError(ValueError):
     """A command that cannot be understood. The text says what was received and what is possible."""
@@ -82,8 +84,8 @@ def parse(text: str) -> Instruction:
         words = shlex.split(text)
     except ValueError as error:
         raise CommandError(f"{text!r}: {str(error).lower()}; close the quotation mark") from None
-    if not words:
-        raise CommandError(f"no command given; possible: {_names()}")
+    if not words or "" in words:
+        raise CommandError(f"{text!r}: a word is empty; possible commands: {_names()}")
     spec = COMMANDS.get(words[0].lower())
     if spec is None:
         raise CommandError(f"unknown command {words[0]!r}; possible: {_names()}")
@@ -119,7 +121,8 @@ def complete(text: str, optimizers: Mapping[str, Sequence[str]]) -> list[str]:
 def _parse_rate(words: Sequence[str]) -> Instruction:
     usage = COMMANDS["lr"].usage
     if len(words) != 1:
-        raise CommandError(f"lr takes one value, received {' '.join(words) or 'none'!r}; write {usage}")
+        received = repr(" ".join(words)) if words else "nothing"
+        raise CommandError(f"lr takes one value, received {received}; write {usage}")
     word = words[0]
     operation: Literal["", "x", "/"] = ""
     if word[0] in "xX*":
@@ -166,9 +169,12 @@ def _scalar(word: str) -> Scalar:
         return named[word.lower()]
     for kind in (int, float):
         try:
-            return kind(word)
+            value = kind(word)
         except ValueError:
             continue
+        if abs(value) >= _LARGEST:
+            raise CommandError(f"optimizer: {word} is larger than anything an argument can mean")
+        return value
     return word
 
 

@@ -1,7 +1,7 @@
 """Asks every rule, now and then, what it sees in the session.
 
-The app calls `Engine.look` as often as it likes and gets the findings of the last half second; commands that
-look once call `diagnose`. To add a rule: one module, one line in `RULES`. No rule is written here.
+The app calls `Engine.look` as often as it likes and gets the findings of the last half second; `diagnose` is
+one look. To add a rule: one module, one line in `RULES`. No rule is written here.
 """
 
 from __future__ import annotations

@@ -28,6 +28,8 @@ _PARTS: Final = 64
 
 _SIGNS: Final = {"lr": "▼", "optimizer": "◆", "pause": "‖", "stop": "■", "note": "•"}
 """By the first word of a command; one that is not here leaves no mark."""
+_RAISED: Final = "▲"
+"""In place of the sign of `lr`, where the rate rose."""
 
 _NO_METRICS: Final = ("loss", "learning_rate")
 
@@ -226,5 +228,11 @@ def train_and_validation(session: Session, view: View, name: str, style: str) ->
 
 
 def _mark(reply: Reply) -> Mark | None:
-    sign = _SIGNS.get(reply.text.partition(" ")[0])
+    word = reply.text.partition(" ")[0]
+    sign = _RAISED if word == "lr" and _raised(reply) else _SIGNS.get(word)
     return Mark(reply.step, sign, "cursor") if sign and reply.status == "applied" else None
+
+
+def _raised(reply: Reply) -> bool:
+    before, after = reply.before.get("learning_rate"), reply.after.get("learning_rate")
+    return isinstance(before, int | float) and isinstance(after, int | float) and after > before

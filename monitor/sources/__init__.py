@@ -1,7 +1,7 @@
 """Where a session's events come from: a live run or a recording, alike to whoever polls.
 
-The app, the plain output and the exports choose a source; none of them knows sockets or files. No state of
-the run is kept here beyond what is needed to deliver every event exactly once, in order.
+`monitor.actions` chooses one; the app and the plain output poll it and know neither sockets nor files. No
+state of the run is kept here beyond what is needed to deliver every event exactly once, in order.
 """
 
 from monitor.sources.live import LiveSource

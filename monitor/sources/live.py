@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import threading
 import time
-import uuid
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 import zmq
 
-from client_callback.wire import commands, protocol, runs, sockets
+from client_callback.wire import protocol, runs, sockets
+from client_callback.wire.commands import CommandError
 from client_callback.wire.protocol import AnyEvent, Frame, Reply
 from client_callback.wire.recording import JournalReader, RecordingError
 from client_callback.wire.runs import RunFile
+from monitor.outgoing import new_command
 from monitor.sources.source import Order, Update
 
 ANSWER_TIMEOUT_S = 30.0
@@ -49,7 +50,7 @@ class LiveSource:
 
     def __init__(self, run: RunFile, who: str = "", *, answer_timeout_s: float = ANSWER_TIMEOUT_S) -> None:
         self.run = run
-        self._who = who or f"{runs.user_name()}@{runs.host_name()} terminal"
+        self._who = who
         self._answer_timeout_s = answer_timeout_s
         self._lock = threading.Lock()
         self._ready: list[AnyEvent] = []
@@ -85,16 +86,9 @@ class LiveSource:
 
     def send(self, text: str) -> str:
         """Sends a command and returns its id; the Reply comes as an event. Raises CommandError."""
-        commands.parse(text)
+        command = new_command(text, self._who, by="terminal")
         if self.finished.is_set():
-            raise commands.CommandError("the run has ended; there is nothing to steer any more")
-        try:
-            command = msgspec.convert(
-                {"kind": "command", "id": uuid.uuid4().hex[:16], "text": text, "who": self._who},
-                protocol.Command,
-            )
-        except msgspec.ValidationError as error:
-            raise commands.CommandError(f"the command is too long: {error}") from None
+            raise CommandError("the run has ended; there is nothing to steer any more")
         with self._lock:
             self._outbox.append(command)
         return command.id

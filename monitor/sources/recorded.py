@@ -28,9 +28,10 @@ _EVENTS_TO_JUMP_TO = (
     protocol.Reply,
     protocol.OptimizerChanged,
     protocol.Problem,
-    protocol.EpochEnded,
+    protocol.RunStarted,
     protocol.RunEnded,
 )
+"""Besides pauses. Not the ends of epochs: there can be thousands, and nobody looks for one of them."""
 
 
 class RecordedSource:
@@ -124,7 +125,7 @@ class RecordedSource:
 
     @property
     def event_steps(self) -> list[int]:
-        """The positions worth a visit: replies, changes of the optimizer, problems, ends of epochs; sorted."""
+        """The positions worth a visit: both ends, replies, pauses, other optimizers, problems; sorted."""
         return sorted(self._jumps)
 
     @property
@@ -220,7 +221,7 @@ class RecordedSource:
             self._last_step = max(self._last_step, event.first + event.count)
         elif isinstance(event, Samples):
             rows = protocol.sample_steps(event)
-        elif isinstance(event, _EVENTS_TO_JUMP_TO):
+        elif isinstance(event, _EVENTS_TO_JUMP_TO) or _is_pause(event):
             self._jumps.add(event.step)
         self._events.append(event)
         self._rows.append(rows)
@@ -297,3 +298,7 @@ class RecordedSource:
         if isinstance(event, Steps) and rows is not None:
             return float(rows[self._delivered.get(self._next, 0)])
         return event.time
+
+
+def _is_pause(event: AnyEvent) -> bool:
+    return isinstance(event, protocol.StateChanged) and event.state == "paused"
