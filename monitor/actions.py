@@ -125,7 +125,14 @@ _SEND_CODES: dict[type[Exception], int] = {
 
 def _say_answer(command: str, **fields: object) -> None:
     """One JSON object with the same names whether or not the run has answered."""
-    names = {"status": "", "step": None, "before": {}, "after": {}, "reason": "", "id": None}
+    names: dict[str, object] = {
+        "status": "",
+        "step": None,
+        "before": {},
+        "after": {},
+        "reason": "",
+        "id": None,
+    }
     _say(msgspec.json.encode({**names, **fields, "command": command}).decode())
 
 
@@ -229,7 +236,7 @@ def _print(source: LiveSource | RecordedSource) -> None:
 
 def _asks(options: argparse.Namespace) -> bool:
     """Whether a person sits at the other end."""
-    return bool(not options.no_tui and sys.stdout.isatty() and sys.stdin.isatty())
+    return bool(not options.no_tui and sys.stdout.isatty() and sys.stdin and sys.stdin.isatty())
 
 
 def _draws(options: argparse.Namespace) -> bool:

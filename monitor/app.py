@@ -20,6 +20,7 @@ from client_callback.wire.commands import COMMANDS, CommandError, Stop, parse
 from client_callback.wire.protocol import Reply
 from monitor.dashboard import CHARTS, Dashboard
 from monitor.diagnosis.engine import Engine
+from monitor.history import History, Line
 from monitor.keys import KEYS
 from monitor.looks import THEME, picture_path, self_contained
 from monitor.messages import (
@@ -51,6 +52,10 @@ DRAW_S: Final = 0.2
 """At least so long between two drawings of what arrived, so that little is left to the training's machine to
 send and to compute. Keys are answered at once."""
 
+TOAST_S: Final = 6.0
+MOST_TOASTS: Final = 2
+"""At once; more would cover the curves."""
+
 _Severity = Literal["information", "warning", "error"]
 _SEVERITIES: Final[dict[str, _Severity]] = {
     "applied": "information",
@@ -81,6 +86,9 @@ class UnstuckApp(App[None]):
         self.view = View(ascii_only=ascii_only, link=Link(live=source.live, note=note))
         self._engine = Engine()
         self._pending: dict[str, str] = {}
+        self._history = History(self._warn)
+        self._toasts: list[tuple[float, str, _Severity]] = []
+        """When it is over, text and severity of those that may be on the screen."""
         self._started_at = time.time()
         self._drawn_at = -DRAW_S
         self._dashboard = Dashboard()
@@ -120,6 +128,8 @@ class UnstuckApp(App[None]):
 
     def action_send(self, text: str) -> None:
         """Sends a command, after asking where it ends the training."""
+        if not self._steers():
+            return
         try:
             instruction = parse(text)
         except CommandError as error:
@@ -136,18 +146,22 @@ class UnstuckApp(App[None]):
 
     def action_remedy(self, number: int) -> None:
         """Puts a remedy on the command line, to be sent with Enter or changed first."""
+        if not self._steers():
+            return
         remedies = sendable(self.view.findings)
         if number <= len(remedies):
             self.action_prompt(remedies[number - 1].command or "")
 
     def action_prompt(self, text: str, complaint: str = "") -> None:
         """Opens the command line, saying what is wrong with the text if anything is."""
+        if not self._steers():
+            return
         run = self.session.run
         self._dashboard.query_one(CommandLine).open(
             text,
             complaint=complaint,
             optimizers=run.optimizers if run else {},
-            history=[reply.text for reply in self.session.replies],
+            history=self._history.with_sent(Line(reply.time, reply.text) for reply in self.session.replies),
             ascii_only=self.view.ascii_only,
         )
 
@@ -156,12 +170,19 @@ class UnstuckApp(App[None]):
         if message.purpose == "seek":
             self._play(lambda playback: playback.seek_to(message.text))
             return
+        self._history.add(Line(time.time(), message.text))
         try:
             parse(message.text)
         except CommandError as error:
             self.action_prompt(message.text, complaint=str(error))
         else:
             self.action_send(message.text)
+
+    def _steers(self) -> bool:
+        """Whether there is a training to steer; says so when there is none."""
+        if not self.source.live:
+            self._warn("A recording cannot be steered; it shows what was done.")
+        return self.source.live
 
     def _send(self, text: str) -> None:
         try:
@@ -271,8 +292,7 @@ class UnstuckApp(App[None]):
 
     def action_maximise(self) -> None:
         """Gives the screen to the selected panel, or back to all."""
-        selected = self._dashboard.selected(self.view)
-        self._dashboard.maximise(None if self._dashboard.maximised else selected)
+        self._dashboard.maximise(self._dashboard.next_maximised(self.view))
         self._look()
 
     def action_scroll(self, pages: int) -> None:
@@ -285,7 +305,8 @@ class UnstuckApp(App[None]):
         if self.view.cursor is not None:
             self._look(cursor=None)
         elif self._dashboard.maximised:
-            self.action_maximise()
+            self._dashboard.maximise(None)
+            self._look()
         elif self.view.scrolled:
             self._look(scrolled=0)
         else:
@@ -352,8 +373,10 @@ class UnstuckApp(App[None]):
             yield SystemCommand(plain(title, ascii_only), literal, run)
 
     def _palette(self) -> Iterable[tuple[str, str, Callable[[], object]]]:
+        once = {key.action: key for key in reversed(KEYS)}
         for key in KEYS:
-            if self._possible(key.only) and not key.action.startswith(("remedy", "command_palette")):
+            offered = self._possible(key.only) and not key.action.startswith(("remedy", "command_palette"))
+            if offered and once[key.action] is key:
                 yield key.text, f"key: {key.shown}", partial(self.run_action, key.action)
         for spec in COMMANDS.values() if self.source.live else ():
             yield (
@@ -366,9 +389,9 @@ class UnstuckApp(App[None]):
         yield "Theme", "Choose other colours", self.action_change_theme
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Keys that only live runs, or only recordings, have do nothing elsewhere."""
+        """Keys that only recordings have do nothing elsewhere; those that steer say why they cannot."""
         kinds = {key.only for key in KEYS if key.action.partition("(")[0] == action}
-        return not kinds or any(self._possible(kind) for kind in kinds)
+        return kinds != {"recorded"} or not self.source.live
 
     def _possible(self, only: str) -> bool:
         return only == "" or (only == "live") == self.source.live
@@ -404,4 +427,9 @@ class UnstuckApp(App[None]):
 
     def _toast(self, text: str, severity: _Severity) -> None:
         # Literal text: replies and names come from outside and must not be read as markup.
-        self.notify(plain(text, self.view.ascii_only), severity=severity, timeout=6, markup=False)
+        text, now = plain(text, self.view.ascii_only), time.monotonic()
+        shown = [toast for toast in self._toasts if toast[0] > now and toast[1] != text][1 - MOST_TOASTS :]
+        self._toasts = [*shown, (now + TOAST_S, text, severity)]
+        self.clear_notifications()
+        for over, words, about in self._toasts:
+            self.notify(words, severity=about, timeout=over - now, markup=False)

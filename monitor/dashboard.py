@@ -55,7 +55,7 @@ class Dashboard(Screen[None]):
         yield self._status
         with Vertical(id="body"):
             for zone in dict.fromkeys(panel.zone for panel in PANELS):
-                if zone != "charts" and not self.query(TabsBar) and zone == "middle":
+                if zone == "middle":
                     yield self._tabs
                 with Horizontal(id=zone, classes="zone"):
                     for panel in self.panels.values():
@@ -77,6 +77,14 @@ class Dashboard(Screen[None]):
     def maximise(self, name: str | None) -> None:
         """Gives the screen to one panel, or to all again."""
         self._maximised = name
+
+    def next_maximised(self, view: View) -> str | None:
+        """What gets the screen next: the selected panel, or none; in a small terminal first the chart."""
+        if not self.compact:
+            return None if self._maximised else self.selected(view)
+        if self._maximised is None:
+            return view.chart
+        return self.selected(view) if self._maximised in CHARTS else None
 
     def selectable(self) -> tuple[str, ...]:
         """What Tab goes through."""
@@ -122,6 +130,8 @@ class Dashboard(Screen[None]):
             zone.display = any(panel.display for panel in self.panels.values() if panel.zone == zone.id)
 
     def _displayed(self, name: str, view: View) -> bool:
+        if self._maximised in CHARTS and view.compact:
+            return name == view.chart
         if self._maximised is not None:
             return name == self._maximised
         if not view.compact:

@@ -90,7 +90,8 @@ def draw_heatmap(
         height: Cells down, legend and step axis included.
         start: First step shown.
         stop: First step no longer shown.
-        log: Log colour scale, from the 2nd to the 98th percentile as the linear one is; on it, zero and less have the lowest colour.
+        log: Log colour scale; on it, zero and less have the lowest colour. Linear or not, the scale spans the
+            2nd to the 98th percentile, and what lies beyond has the colour of that end.
         ascii_only: A ramp of signs instead of colours.
         measured: `[n_time, n_labels]`; where true, NaN too is `!`.
     """

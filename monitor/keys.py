@@ -28,6 +28,8 @@ class Key(NamedTuple):
     """The kind of source it is good for."""
 
 
+_FREEZE: Final = "Freeze the view, or follow again; training goes on"
+
 KEYS: Final[tuple[Key, ...]] = (
     Key(
         "left_square_bracket",
@@ -73,8 +75,8 @@ KEYS: Final[tuple[Key, ...]] = (
     Key("left_curly_bracket", "{", "speed(-1)", "Play slower", "Replay", "", 0, "recorded"),
     Key("right_curly_bracket", "}", "speed(1)", "Play faster", "Replay", "faster", 4, "recorded"),
     Key("g", "g", "prompt_seek", "Go to a step", "Replay", "go to", 2, "recorded"),
-    Key("f", "f", "freeze", "Freeze the view, or follow again; training goes on", "Curves", "freeze", 5),
-    Key("space", "space", "freeze", "Freeze the view, or follow again", "Curves", "", 0, "live"),
+    Key("f", "f", "freeze", _FREEZE, "Curves", "freeze", 5),
+    Key("space", "space", "freeze", _FREEZE, "Curves", "", 0, "live"),
     Key("t", "t", "follow('live')", "Follow the newest steps", "Curves", "tail", 7),
     Key("a", "a", "follow('all')", "Show all steps", "Curves", "all", 7),
     Key("plus,equals_sign", "+", "zoom(0.5)", "Zoom in", "Curves", "zoom", 6),
@@ -88,7 +90,15 @@ KEYS: Final[tuple[Key, ...]] = (
     Key("m", "m", "metric", "Next metric", "Curves", "metric", 6),
     Key("tab", "tab", "panel(1)", "Next panel", "Panels", "panel", 3),
     Key("shift+tab", "shift tab", "panel(-1)", "Panel before", "Panels"),
-    Key("z,enter", "z", "maximise", "The selected panel alone, or all", "Panels", "zoom panel", 10),
+    Key(
+        "z,enter",
+        "z",
+        "maximise",
+        "The selected panel alone, or all; in a small terminal also the chart",
+        "Panels",
+        "zoom panel",
+        10,
+    ),
     Key("h", "h", "statistic", "Next statistic of the layers", "Panels"),
     Key("d", "d", "distribution", "Next distribution: classes, confidence, inputs …", "Panels"),
     Key("pageup", "page up", "scroll(1)", "Scroll the selected panel up", "Panels"),

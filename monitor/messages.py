@@ -65,8 +65,3 @@ class LineEntered(Message):
     purpose: str
     """`command` or `seek`."""
     text: str
-
-
-@dataclass
-class LineClosed(Message):
-    """The command line was left without doing anything."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from typing import NamedTuple
 
 from monitor.charts import Row, Segment
 from monitor.keys import KEYS, Key
@@ -11,6 +12,16 @@ from monitor.panels.panel import Panel
 from monitor.panels.text import row_width
 from monitor.session import Session
 from monitor.view import View
+
+
+class _Tab(NamedTuple):
+    name: str
+    title: str
+    badge: str
+
+    @property
+    def width(self) -> int:
+        return len(self.title) + 2 + (len(self.badge) + 1 if self.badge else 0)
 
 
 class TabsBar(Panel):
@@ -29,10 +40,9 @@ class TabsBar(Panel):
     def draw(self, session: Session, view: View, width: int, height: int) -> list[Row]:
         """All names, the selected one standing out."""
         row: Row = []
-        for panel in self._panels:
-            count = panel.badge(session, view)
-            selected = panel.name_ == view.selected
-            row.append(Segment(f" {panel.title} ", "state" if selected else "dim"))
+        for name, title, count in self._tabs(session, view, width):
+            selected = name == view.selected
+            row.append(Segment(f" {title} ", "state" if selected else "dim"))
             row.append(Segment(f"{count} " if count else "", "state warn" if selected else "warn"))
         return [row]
 
@@ -41,11 +51,23 @@ class TabsBar(Panel):
         if self._shown is None:
             return
         cells = 0
-        for panel in self._panels:
-            cells += len(panel.title) + 2 + (len(count) + 1 if (count := panel.badge(*self._shown)) else 0)
+        for tab in self._tabs(*self._shown, self.content_size.width):
+            cells += tab.width
             if x < cells:
-                self.post_message(PanelChosen(panel.name_))
+                self.post_message(PanelChosen(tab.name))
                 return
+
+    def _tabs(self, session: Session, view: View, width: int) -> list[_Tab]:
+        """Short titles where the full ones do not fit; the first ones go where the selected one would be cut."""
+        badges = [panel.badge(session, view) for panel in self._panels]
+        full = [_Tab(p.name_, p.title, b) for p, b in zip(self._panels, badges, strict=True)]
+        short = [_Tab(p.name_, p.short or p.title, b) for p, b in zip(self._panels, badges, strict=True)]
+        tabs = full if sum(tab.width for tab in full) <= width else short
+        selected = next((i for i, tab in enumerate(tabs) if tab.name == view.selected), 0)
+        first = 0
+        while first < selected and sum(tab.width for tab in tabs[first : selected + 1]) > width:
+            first += 1
+        return tabs[first:]
 
 
 class HintsBar(Panel):

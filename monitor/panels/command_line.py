@@ -18,10 +18,9 @@ from textual.suggester import Suggester
 from textual.widgets import Input, Static
 
 from client_callback.wire.commands import COMMANDS, complete
-from monitor.messages import LineClosed, LineEntered
+from monitor.messages import LineEntered
 from monitor.panels.panel import plain
 
-LONGEST_HISTORY: Final = 200
 _LABELS: Final = {"command": ":", "seek": "go to step "}
 
 
@@ -32,7 +31,7 @@ class CommandLine(Vertical):
         super().__init__(id="command-line")
         self.display = False
         self._purpose = "command"
-        self._history: list[str] = []
+        self._history: Sequence[str] = ()
         self._place = 0
         self._draft = ""
         self._complaint = ("", "")
@@ -68,13 +67,12 @@ class CommandLine(Vertical):
             purpose: `command` or `seek`; comes back with the line.
             complaint: What is wrong with that text; shown until it is changed.
             optimizers: What can be completed after `optimizer`.
-            history: What was sent to this run before, oldest first; goes before what was typed here.
+            history: What was typed or sent before, oldest first.
             ascii_only: Whether the terminal shows nothing else.
         """
         self._complaint = (text, complaint)
         self._purpose, self._optimizers, self._ascii_only = purpose, optimizers, ascii_only
-        typed = [entry for entry in self._history if entry not in history]
-        self._history = [*dict.fromkeys(history), *typed][-LONGEST_HISTORY:]
+        self._history = history
         self._place, self._draft = len(self._history), text
         self.query_one("#command-label", Static).update(Content(_LABELS[purpose]))
         self.line.suggester = _Completion(self._options)
@@ -89,7 +87,6 @@ class CommandLine(Vertical):
         self.display = False
         self.line.value = ""
         self.screen.set_focus(None)
-        self.post_message(LineClosed())
 
     def say(self, text: str) -> None:
         """Shows a line of help or an error above the input."""
@@ -99,8 +96,6 @@ class CommandLine(Vertical):
         """Hands the line over and closes."""
         event.stop()
         text = event.value.strip()
-        if text and self._purpose == "command" and self._history[-1:] != [text]:
-            self._history.append(text)
         purpose = self._purpose
         self.close()
         if text:
@@ -144,8 +139,7 @@ class CommandLine(Vertical):
         if key == "escape":
             self.close()
         elif key == "tab":
-            if options := self._options(self.line.value):
-                self._put(options[0] if len(options) == 1 else _common_start(options, self.line.value))
+            self._put(_common_start(self._options(self.line.value), self.line.value))
         elif self._purpose == "command":
             self._go_through_history(-1 if key == "up" else 1)
 
@@ -191,7 +185,10 @@ class _Completion(Suggester):
 
 
 def _common_start(options: Sequence[str], typed: str) -> str:
-    """As far as all options agree; the first one where they do not agree beyond what is typed."""
-    shortest = min(options, key=len)
-    length = next((i for i, sign in enumerate(shortest) if any(o[i] != sign for o in options)), len(shortest))
-    return shortest[:length] if length > len(typed) else options[0]
+    """As far as all options agree, and what is typed where that is no further: which one is meant is not said."""
+    common = ""
+    for signs in zip(*options, strict=False):
+        if len(set(signs)) > 1:
+            break
+        common += signs[0]
+    return common if len(common) > len(typed) else typed

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Sequence
 from monitor.charts import Row, Segment
 from monitor.diagnosis.finding import Finding, Remedy, Severity
 from monitor.panels.panel import Panel
-from monitor.panels.text import scrolled, wrapped
+from monitor.panels.text import spelled, wrapped
 from monitor.session import Session
 from monitor.view import View
 
@@ -32,11 +32,11 @@ class FindingsPanel(Panel):
     name_ = "findings"
     title = "findings"
     zone = "lower"
+    scrolls = True
 
     def stamp(self, session: Session, view: View) -> Hashable:
         """The findings themselves: they are small and few."""
-        up = view.scrolled if view.selected == self.name_ else 0
-        return (view.findings, len(session.problems), session.missing, session.step > 0, view.link.live, up)
+        return (view.findings, len(session.problems), session.missing, session.step > 0, view.link.live)
 
     def badge(self, session: Session, view: View) -> str:
         """How many there are that matter now."""
@@ -46,11 +46,7 @@ class FindingsPanel(Panel):
     def draw(self, session: Session, view: View, width: int, height: int) -> list[Row]:
         """Findings, problems, and what is missing."""
         numbers = {remedy: number for number, remedy in enumerate(sendable(view.findings), 1)}
-        rows = [
-            row
-            for finding in view.findings
-            for row in _finding_rows(finding, numbers, width, live=view.link.live)
-        ]
+        rows = [row for finding in view.findings for row in _finding_rows(finding, numbers, width, view)]
         for problem in reversed(session.problems[-_MOST_PROBLEMS:]):
             rows += _paragraph(f"! {problem.what} (step {problem.step:,})", "warn", width)
         for text in session.missing:
@@ -58,22 +54,22 @@ class FindingsPanel(Panel):
         if not view.findings and not session.problems:
             words = "Nothing wrong so far." if session.step else "Waiting for the first steps."
             rows.insert(0, [Segment(words, "dim")])
-        self.spare = max(0, len(rows) - height)
-        return scrolled(rows, height, view.scrolled if view.selected == self.name_ else 0)
+        return rows
 
 
-def _finding_rows(finding: Finding, numbers: dict[Remedy, int], width: int, *, live: bool) -> list[Row]:
+def _finding_rows(finding: Finding, numbers: dict[Remedy, int], width: int, view: View) -> list[Row]:
     sign, look = _LOOKS[finding.severity]
     title, *more = wrapped(finding.title, width - 2)
     rows: list[Row] = [
         [Segment(f"{sign} ", look), Segment(title, f"{look} strong" if look != "dim" else look)]
     ]
     rows += [[Segment(_INDENT, ""), Segment(text, look)] for text in more]
-    rows += _paragraph(finding.detail, "dim" if finding.severity == "note" else "text", width, first=_INDENT)
+    detail = spelled(finding.detail, ascii_only=view.ascii_only)
+    rows += _paragraph(detail, "dim" if finding.severity == "note" else "text", width, first=_INDENT)
     for remedy in finding.remedies:
         number = numbers.get(remedy)
         command = f"{remedy.command}  " if remedy.command else ""
-        label = f"{number} " if number and live else "› "
+        label = f"{number} " if number and view.link.live else "› "
         texts = wrapped(f"{command}{remedy.text}", width - 4)
         for i, text in enumerate(texts):
             row = [Segment(_INDENT, ""), Segment(label if i == 0 else "  ", "key")]

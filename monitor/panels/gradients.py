@@ -45,6 +45,7 @@ class GradientsPanel(Panel):
 
     name_ = "gradients"
     title = "gradients by layer"
+    short = "layers"
     zone = "middle"
 
     def stamp(self, session: Session, view: View) -> Hashable:

@@ -7,7 +7,7 @@ from collections.abc import Hashable
 from client_callback.wire.protocol import Reply, Scalar
 from monitor.charts import Row, Segment, format_number
 from monitor.panels.panel import Panel
-from monitor.panels.text import both_ends, cut, duration, rate, scrolled, wrapped
+from monitor.panels.text import both_ends, cut, duration, rate, spelled, wrapped
 from monitor.session import Session
 from monitor.view import View
 
@@ -23,16 +23,11 @@ class InterventionsPanel(Panel):
     name_ = "interventions"
     title = "interventions"
     zone = "lower"
+    scrolls = True
 
     def stamp(self, session: Session, view: View) -> Hashable:
         """Replies never change but for the last ones."""
-        up = view.scrolled if view.selected == self.name_ else 0
-        return (
-            len(session.replies),
-            tuple(session.replies[-3:]) and session.replies[-1].id,
-            view.pending,
-            up,
-        )
+        return (len(session.replies), tuple(session.replies[-3:]), view.pending)
 
     def badge(self, session: Session, view: View) -> str:
         """How many there are."""
@@ -45,11 +40,10 @@ class InterventionsPanel(Panel):
         ]
         began = session.run.started_at if session.run else 0.0
         for reply in reversed(session.replies[-200:]):
-            rows += _entry(reply, began, width)
+            rows += _entry(reply, began, width, ascii_only=view.ascii_only)
         if not rows:
             rows = [[Segment(text, "dim")] for text in wrapped(_invitation(session, view), width)]
-        self.spare = max(0, len(rows) - height)
-        return scrolled(rows, height, view.scrolled if view.selected == self.name_ else 0)
+        return rows
 
 
 def changes(reply: Reply) -> str:
@@ -75,12 +69,12 @@ def spoken(reply: Reply, *, own: bool) -> str:
     return f"{reply.text}: {reply.status}{who}{'. ' if what else ''}{what}"
 
 
-def _entry(reply: Reply, began: float, width: int) -> list[Row]:
+def _entry(reply: Reply, began: float, width: int, *, ascii_only: bool) -> list[Row]:
     sign, look = _LOOKS[reply.status]
     at = f"step {reply.step:,}  {duration(reply.time - began)}"
     command = cut(reply.text, max(8, width - len(at) - _MARGIN - 1))
     head = both_ends([Segment(f"{sign} ", look), Segment(command, "strong")], [Segment(at, "dim")], width)
-    what = changes(reply) if reply.status == "applied" else ""
+    what = spelled(changes(reply), ascii_only=ascii_only) if reply.status == "applied" else ""
     body = [(text, "text") for text in wrapped(what, width - _MARGIN)] if what else []
     if reply.reason:
         body += [

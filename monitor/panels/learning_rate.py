@@ -13,6 +13,7 @@ class LearningRatePanel(ChartPanel):
 
     name_ = "learning-rate"
     title = "learning rate"
+    short = "rate"
     zone = "middle"
     smooths = False
 

@@ -22,6 +22,7 @@ from textual.widget import Widget
 
 from monitor.charts import Row, Segment
 from monitor.messages import PanelChosen, Scrolled
+from monitor.panels.text import scrolled
 from monitor.session import Session
 from monitor.view import View
 
@@ -33,7 +34,7 @@ STYLES: Final = (
 
 _PLAIN_SIGNS: Final = str.maketrans(
     {
-        **dict.fromkeys("→▸▶›", ">"),
+        **dict.fromkeys("▸▶›", ">"),
         **dict.fromkeys("←◂‹", "<"),
         **dict.fromkeys("─━╸╺", "-"),
         **dict.fromkeys("│┃▏▕", "|"),
@@ -45,16 +46,21 @@ _PLAIN_SIGNS: Final = str.maketrans(
             "·": "-",
             "×": "x",
             "÷": "/",
-            "±": "~",
+            "±": "+-",
+            "→": "->",
             "–": "-",
+            "−": "-",
+            "≤": "<",
+            "≥": ">",
             "′": "'",
             "⏸": "=",
             "▼": "v",
+            "▲": "^",
         },
         **{"✓": "+", "✗": "x", "↑": "^", "↓": "v", "↵": "<", "“": '"', "”": '"', "’": "'"},
     }
 )
-"""One sign for one sign, so that nothing moves."""
+"""One sign for one sign, so that nothing moves; those of two are spelled before lines are laid out (`spelled`)."""
 
 
 class Panel(Widget):
@@ -66,13 +72,17 @@ class Panel(Widget):
     name_: ClassVar[str] = ""
     """Its id, and the name that Tab and the palette know it by."""
     title: ClassVar[str] = ""
+    short: ClassVar[str] = ""
+    """Its title where titles stand side by side and there is little room. Empty: the title itself."""
     zone: ClassVar[str] = ""
     """Which row of the dashboard it stands in: `charts`, `middle` or `lower`."""
+    scrolls: ClassVar[bool] = False
+    """Whether rows beyond its height can be scrolled to."""
 
     def __init__(self) -> None:
         super().__init__(id=self.name_)
         self.spare = 0
-        """Lines there are beyond those that can be seen at once; set when drawing."""
+        """Lines there are beyond those that can be seen at once."""
         self._strips: list[Strip] = []
         self._stamp: Hashable = None
         self._looks: dict[str, Style] = {}
@@ -86,7 +96,7 @@ class Panel(Widget):
         raise NotImplementedError
 
     def draw(self, session: Session, view: View, width: int, height: int) -> list[Row]:
-        """At most `height` rows; they are cut and filled up to `width`."""
+        """Rows, cut and filled up to `width`; of more than `height` those are shown that it is scrolled to."""
         raise NotImplementedError
 
     def heading(self, session: Session, view: View) -> str:
@@ -105,12 +115,15 @@ class Panel(Widget):
         width, height = self.content_size
         if not self.display or not width or not height:
             return
-        stamp = (width, height, view.ascii_only, self.stamp(session, view))
+        down = view.scrolled if self.scrolls and view.selected == self.name_ else 0
+        stamp = (width, height, view.ascii_only, down, self.stamp(session, view))
         if stamp == self._stamp:
             return
         self._stamp = stamp
         self._set_heading(plain(self.heading(session, view), view.ascii_only))
-        rows = self.draw(session, view, width, height)[:height]
+        rows = self.draw(session, view, width, height)
+        self.spare = max(0, len(rows) - height)
+        rows = scrolled(rows, height, down) if self.scrolls else rows[:height]
         strips = [self._strip(row, width, view.ascii_only) for row in rows]
         strips += [Strip.blank(width, self._base)] * (height - len(strips))
         regions = changed_regions(self._strips, strips)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from dataclasses import replace
 from typing import Final, NamedTuple
 
@@ -95,7 +95,9 @@ class PredictionsPanel(Panel):
         if name is None or not parts:
             return self.title
         steps = _last(session, parts[0], _until(session, view))[0]
-        span = f" · steps {steps[0]:,}–{steps[-1]:,}" if len(steps) else ""
+        if name == INPUTS and steps:
+            return f"{name} · step {steps[-1]:,}"
+        span = f" · steps {steps[0]:,}–{steps[-1]:,}" if steps else ""
         return f"{self.title if name == 'classes' else name}{span}"
 
 
@@ -195,8 +197,6 @@ def _input_rows(session: Session, until: int) -> list[Row]:
         rows.append([Segment(name, "strong")])
         for label, value in zip(session.layouts[name].labels, matrix[-1].tolist(), strict=False):
             wrong = label == "non_finite" and value > 0
-            number: Callable[[float], str] = format_number
-            rows.append(
-                [Segment(f"  {label:<11}", "dim"), Segment(number(value), "bad" if wrong else "text")]
-            )
+            look = "bad" if wrong else "text"
+            rows.append([Segment(f"  {label:<11}", "dim"), Segment(format_number(value), look)])
     return rows or [[Segment("No inputs have been sampled.", "dim")]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from textual import events
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
@@ -17,6 +18,8 @@ from monitor.keys import KEYS
 from monitor.panels.panel import plain
 
 _KEY_WIDTH = 11
+_TWO_COLUMNS = 136
+"""Cells from which on no line of either column is broken for it."""
 
 
 class _PlainScrollBar(ScrollBarRender):
@@ -26,7 +29,7 @@ class _PlainScrollBar(ScrollBarRender):
 
 
 class HelpScreen(ModalScreen[None]):
-    """Every key, by group, and every command."""
+    """Every key, by group, and every command; what concerns the training first."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,question_mark,q,f1,enter,space", "dismiss", "Close", show=False),
@@ -44,17 +47,18 @@ class HelpScreen(ModalScreen[None]):
         with VerticalScroll(id="help") as scroll:
             scroll.border_title = "keys and commands"
             scroll.border_subtitle = "esc closes"
+            if self._ascii_only:
+                scroll.vertical_scrollbar.renderer = _PlainScrollBar  # type: ignore[misc]
+            first = ("Training", "Commands", "Program") if self._live else ("Replay", "Program")
             with Vertical(id="help-columns"):
-                if self._ascii_only:
-                    scroll.vertical_scrollbar.renderer = _PlainScrollBar  # type: ignore[misc]
-                for group in (
-                    "Curves",
-                    "Panels",
-                    "Training" if self._live else "Replay",
-                    "Program",
-                    "Commands",
-                ):
-                    yield Static(self._group(group), classes="help-group")
+                for groups in (first, ("Curves", "Panels")):
+                    with Vertical(classes="help-column"):
+                        for group in groups:
+                            yield Static(self._group(group), classes="help-group")
+
+    def on_resize(self, event: events.Resize) -> None:
+        """Columns side by side where there is room."""
+        self.set_class(event.size.width >= _TWO_COLUMNS, "-wide")
 
     def action_down(self) -> None:
         """Scrolls."""
@@ -114,6 +118,8 @@ def help_lines(group: str, *, live: bool) -> list[tuple[str, str]]:
             continue
         if key.action.startswith("remedy("):
             lines["remedy"] = ("1 … 9", "Put that remedy of the findings on the command line")
+        elif key.action in lines:
+            lines[key.action] = (f"{lines[key.action][0]} or {key.shown}", key.text)
         else:
-            lines[key.shown] = (key.shown, key.text)
+            lines[key.action] = (key.shown, key.text)
     return list(lines.values())

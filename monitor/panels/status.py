@@ -7,7 +7,7 @@ from collections.abc import Hashable
 
 from monitor.charts import Row, Segment
 from monitor.panels.panel import Panel
-from monitor.panels.text import Item, bar, both_ends, cut, duration, line, rate, row_width
+from monitor.panels.text import Item, bar, both_ends, cut, duration, line, rate, row_width, spelled
 from monitor.session import Session, State
 from monitor.view import View
 
@@ -98,7 +98,7 @@ def _steps(session: Session, *, roomy: bool) -> Row:
 
 def _speed(session: Session, *, roomy: bool) -> Row:
     speed = session.steps_per_second()
-    if speed is None or session.ended:
+    if speed is None or session.ended or session.state == "paused":
         return []
     number = f"{speed:,.0f}" if speed >= 20 else f"{speed:.1f}"
     return [Segment(number, "text"), Segment(" steps/s" if roomy else "/s", "dim")]
@@ -108,7 +108,7 @@ def _remaining(session: Session) -> Row:
     if session.ended:
         began = session.run.started_at if session.run else session.time
         return [Segment("took ", "dim"), Segment(duration(session.time - began), "text")]
-    seconds = session.eta_s()
+    seconds = session.eta_s() if session.state != "paused" else None
     return [Segment("ETA ", "dim"), Segment(duration(seconds), "text")] if seconds is not None else []
 
 
@@ -121,7 +121,7 @@ def _training_items(session: Session, view: View, width: int) -> list[Item]:
         Item(0, [Segment(cut(wrong, width // 2), "warn")] if wrong else []),
         Item(1, [Segment(cut(ended_badly, width // 2), "bad")] if ended_badly else []),
         Item(4, [Segment(cut(held, width // 3), "accent")] if held else []),
-        Item(0, _rate(session)),
+        Item(0, _rate(session, ascii_only=view.ascii_only)),
         Item(2, [Segment(optimizer.name, "text")] if optimizer else []),
         Item(3, _owners(session)),
         Item(5, [Segment(f"{len(session.problems)} problems", "warn")] if session.problems else []),
@@ -129,12 +129,15 @@ def _training_items(session: Session, view: View, width: int) -> list[Item]:
     ]
 
 
-def _rate(session: Session) -> Row:
+def _rate(session: Session, *, ascii_only: bool) -> Row:
     """What is in effect, and what was asked for where that is something else."""
     effective, asked = session.learning_rate, session.requested_learning_rate
     row: Row = [Segment("lr ", "dim")]
     if asked is not None and effective is not None and not math.isclose(asked, effective, rel_tol=1e-3):
-        row += [Segment(f"{rate(asked)} asked", "warn"), Segment(" → ", "dim")]
+        row += [
+            Segment(f"{rate(asked)} asked", "warn"),
+            Segment(spelled(" → ", ascii_only=ascii_only), "dim"),
+        ]
         return [*row, Segment(rate(effective), "rate"), Segment(" in effect", "dim")]
     row.append(Segment(rate(effective if effective is not None else asked), "rate"))
     return [*row, Segment(" as asked", "dim")] if asked is not None and effective is not None else row

@@ -6,12 +6,16 @@ Panels call these to build rows. Pure functions of text and numbers; no widget a
 from __future__ import annotations
 
 import math
+import re
 import textwrap
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from monitor.canvas import cell_width, fit, printable
 from monitor.charts import Row, Segment, format_number
+
+_NO_BREAK: Final = "\u00a0"
+_JOINED: Final = re.compile(r"(?<=\d) (?=(?:%|ms|s|steps)(?!\w))|(?<=\d) (?=(?:±|\+-) )|(?<=±) |(?<=\+-) ")
 
 
 class Item(NamedTuple):
@@ -45,11 +49,21 @@ def row_width(row: Row) -> int:
 
 
 def wrapped(text: str, width: int, indent: str = "") -> list[str]:
-    """`text` in lines of at most `width` cells, the later ones indented; long words are broken."""
+    """`text` in lines of at most `width` cells, the later ones indented; long words are broken.
+
+    A number stays in one line with its unit, and with its error.
+    """
     if width <= len(indent) + 1:
         return [fit(text, max(0, width))]
     words = " ".join(printable(text.replace("\n", " ")).split())
-    return textwrap.wrap(words, width, subsequent_indent=indent, break_long_words=True) or [""]
+    words = _JOINED.sub(_NO_BREAK, words)
+    lines = textwrap.wrap(words, width, subsequent_indent=indent, break_long_words=True) or [""]
+    return [line.replace(_NO_BREAK, " ") for line in lines]
+
+
+def spelled(text: str, *, ascii_only: bool) -> str:
+    """`text` with the signs spelled out that ASCII has no single sign for; to be done before laying it out."""
+    return text.replace("→", "->").replace("±", "+-") if ascii_only else text
 
 
 def cut(text: str, width: int) -> str:
