@@ -116,6 +116,11 @@ class Link:
             self._command_came.clear()
         return taken
 
+    @property
+    def listening(self) -> bool:
+        """Whether commands can still arrive."""
+        return self._server is not None and self._thread.is_alive()
+
     def wait_for_command(self, timeout_s: float) -> bool:
         """Waits until there is a command to take, at most `timeout_s`; whether there is."""
         return self._command_came.wait(timeout_s)

@@ -260,6 +260,10 @@ class Run:
                 self._answer(command)
             if not self.paused or self.stopped or getattr(self.model, "stop_training", False):
                 break
+            if not self._link.listening:
+                self._report("nobody can send commands any more, so the pause ends and training goes on")
+                self.resume()
+                break
             self._link.wait_for_command(PAUSE_POLL_S)
             commands = self._link.take_commands()
         self._rate = self._learning_rate()
@@ -354,11 +358,10 @@ class Run:
 
     def _learning_rate(self) -> dict[str, float]:
         """Where it is not read inside the step. Not on JAX, whose variables are out of date during a `fit`."""
-        measuring = self._instrument is not None and self._instrument.measuring
-        optimizer = current_optimizer(self.model)
-        if measuring or optimizer is None or keras.backend.backend() == "jax":
+        if (self._instrument is not None and self._instrument.measuring) or keras.backend.backend() == "jax":
             return {}
-        return read_rates(optimizer)
+        optimizer = current_optimizer(self.model)
+        return {} if optimizer is None else read_rates(optimizer)
 
     def _take_over(self, model: keras.Model) -> bool:
         """Ends what still watches this model. Not another callback of the same `fit`: then this one gives way."""
@@ -408,9 +411,8 @@ class Run:
                 self._steering.uninstall()
 
     def _give_up(self, error: Exception) -> None:
-        what = f"watching this training stopped, nothing more is recorded: {type(error).__name__}: {error}"[
-            :2_000
-        ]
+        what = f"watching this training stopped, nothing more is recorded: {type(error).__name__}: {error}"
+        what = what[:2_000]
         self._report(what)
         try:
             self._complete("interrupted", what)

@@ -151,3 +151,13 @@ def test_the_process_ends_at_once_after_an_abandoned_run(home, tmp_path):
     assert isinstance(ended, protocol.RunEnded)
     assert ended.outcome == "failed"
     assert "the script dies" in ended.reason
+
+
+def test_a_pause_ends_when_nobody_can_end_it_any_more(monkeypatch):
+    with Run("cut off") as run:
+        run.pause()
+        run._link._closing.set()
+        run._link._thread.join(10)
+        with pytest.warns(RuntimeWarning, match="the pause ends"):
+            run.log(loss=1.0)
+        assert not run.paused
