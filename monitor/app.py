@@ -37,6 +37,7 @@ from monitor.panels.curves import log_axis, metric_names, next_metric, shown_met
 from monitor.panels.findings import sendable
 from monitor.panels.gradients import next_statistic
 from monitor.panels.interventions import spoken
+from monitor.panels.notices import Severity
 from monitor.panels.panel import plain
 from monitor.panels.predictions import next_distribution
 from monitor.panels.screens import ConfirmScreen, HelpScreen
@@ -52,12 +53,7 @@ DRAW_S: Final = 0.2
 """At least so long between two drawings of what arrived, so that little is left to the training's machine to
 send and to compute. Keys are answered at once."""
 
-TOAST_S: Final = 6.0
-MOST_TOASTS: Final = 2
-"""At once; more would cover the curves."""
-
-_Severity = Literal["information", "warning", "error"]
-_SEVERITIES: Final[dict[str, _Severity]] = {
+_SEVERITIES: Final[dict[str, Severity]] = {
     "applied": "information",
     "refused": "warning",
     "failed": "error",
@@ -87,8 +83,6 @@ class UnstuckApp(App[None]):
         self._engine = Engine()
         self._pending: dict[str, str] = {}
         self._history = History(self._warn)
-        self._toasts: list[tuple[float, str, _Severity]] = []
-        """When it is over, text and severity of those that may be on the screen."""
         self._started_at = time.time()
         self._drawn_at = -DRAW_S
         self._dashboard = Dashboard()
@@ -98,6 +92,7 @@ class UnstuckApp(App[None]):
         self.register_theme(THEME)
         self.theme = THEME.name
         self.set_class(self.view.ascii_only, "-ascii-only")
+        self._dashboard.set_class(self.view.ascii_only, "-ascii")  # before its borders are drawn first
         self.push_screen(self._dashboard)
         self.call_after_refresh(self.tick)
         self.set_interval(TICK_S, self.tick)
@@ -195,7 +190,7 @@ class UnstuckApp(App[None]):
         own = self._pending.pop(reply.id, None) is not None
         if not own and not (self.source.live and reply.time >= self._started_at):
             return
-        self._toast(spoken(reply, own=own), _SEVERITIES[reply.status])
+        self._say(spoken(reply, own=own), _SEVERITIES[reply.status])
 
     # ── Replay ────────────────────────────────────────────────────────────────────────────────────
 
@@ -354,9 +349,9 @@ class UnstuckApp(App[None]):
         try:
             path.write_text(self.export_screenshot(), encoding="utf-8")
         except OSError as error:
-            self._toast(f"{path} could not be written: {error.strerror or error}", "error")
+            self._say(f"{path} could not be written: {error.strerror or error}", "error")
         else:
-            self._toast(f"Saved {path}", "information")
+            self._say(f"Saved {path}", "information")
 
     def export_screenshot(self, *, title: str | None = None, simplify: bool = False) -> str:
         """The screen as an SVG that loads nothing from elsewhere."""
@@ -422,14 +417,8 @@ class UnstuckApp(App[None]):
         spare = self._dashboard.panels[selected].spare
         self._look(scrolled=max(0, min(self.view.scrolled - up, spare)), selected=selected)
 
-    def _warn(self, text: str) -> None:
-        self._toast(text, "warning")
+    def _say(self, text: str, severity: Severity) -> None:
+        self._dashboard.notices.say(plain(text, self.view.ascii_only), severity)
 
-    def _toast(self, text: str, severity: _Severity) -> None:
-        # Literal text: replies and names come from outside and must not be read as markup.
-        text, now = plain(text, self.view.ascii_only), time.monotonic()
-        shown = [toast for toast in self._toasts if toast[0] > now and toast[1] != text][1 - MOST_TOASTS :]
-        self._toasts = [*shown, (now + TOAST_S, text, severity)]
-        self.clear_notifications()
-        for over, words, about in self._toasts:
-            self.notify(words, severity=about, timeout=over - now, markup=False)
+    def _warn(self, text: str) -> None:
+        self._dashboard.notices.say(plain(text, self.view.ascii_only), "warning", again=False)

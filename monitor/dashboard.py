@@ -19,6 +19,7 @@ from monitor.keys import KEYS
 from monitor.panels import PANELS
 from monitor.panels.bars import HintsBar, TabsBar
 from monitor.panels.command_line import CommandLine
+from monitor.panels.notices import Notices
 from monitor.panels.panel import Panel
 from monitor.panels.status import StatusPanel
 from monitor.session import Session
@@ -46,6 +47,7 @@ class Dashboard(Screen[None]):
         self._status = StatusPanel()
         self._tabs = TabsBar([self.panels[name] for name in OTHERS])
         self._hints = HintsBar()
+        self.notices = Notices()
         self._maximised: str | None = None
         self._arranged: tuple[object, ...] = ()
         self._shown: tuple[Session, View] | None = None
@@ -63,6 +65,7 @@ class Dashboard(Screen[None]):
                             yield panel
         yield self._hints
         yield CommandLine()
+        yield self.notices
 
     @property
     def compact(self) -> bool:

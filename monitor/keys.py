@@ -94,7 +94,7 @@ KEYS: Final[tuple[Key, ...]] = (
         "z,enter",
         "z",
         "maximise",
-        "The selected panel alone, or all; in a small terminal also the chart",
+        "The selected panel alone (in a small terminal the chart first), or all",
         "Panels",
         "zoom panel",
         10,

@@ -240,7 +240,9 @@ class Session:
     def _take_steps(self, event: Steps) -> None:
         self.times.extend(event.first, step_times(event))
         for name, values in step_columns(event).items():
-            self.series.setdefault(name, Column()).extend(event.first, values)
+            if name not in self.series:
+                self.series[name] = Column()
+            self.series[name].extend(event.first, values)
 
     def _take_samples(self, event: Samples) -> None:
         steps = sample_steps(event)
@@ -262,7 +264,9 @@ class Session:
         self.epoch_ends[event.epoch] = event.step
         for name, value in event.logs.items():
             if name.startswith("val_"):
-                self.validation.setdefault(name, Points()).append(max(0, event.step - 1), value)
+                if name not in self.validation:
+                    self.validation[name] = Points()
+                self.validation[name].append(max(0, event.step - 1), value)
 
     def _take_state(self, event: StateChanged) -> None:
         if event not in self.states[-100:]:

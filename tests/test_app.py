@@ -13,13 +13,15 @@ import pytest
 from textual.pilot import Pilot
 
 from client_callback.wire.journal import JournalWriter
-from client_callback.wire.protocol import Problem, RunStarted, steps_event
+from client_callback.wire.protocol import Problem, Reply, RunStarted, StateChanged, steps_event
 from monitor.app import UnstuckApp
 from monitor.dashboard import CHARTS, OTHERS
 from monitor.keys import KEYS
 from monitor.panels import PANELS
 from monitor.panels.command_line import CommandLine
+from monitor.panels.curves import marks
 from monitor.panels.screens import ConfirmScreen, HelpScreen, help_lines
+from monitor.panels.text import wrapped
 from monitor.session import Session
 from monitor.sources import RecordedSource
 from tests.story import MemorySource, story
@@ -109,6 +111,12 @@ async def test_the_rate_is_halved_and_doubled_by_one_key():
         await press(pilot, "left_square_bracket", "right_square_bracket")
         assert app.source.sent == ["lr x0.5", "lr x2"]
         await until(pilot, lambda: "lr x0.5: applied. lr 0.01 → 5e-3" in shown(app))
+        assert "asked" not in shown(app).splitlines()[1]
+
+
+async def test_a_rate_that_was_named_and_is_not_in_effect_is_said():
+    async with running() as (app, pilot):
+        await type_line(pilot, "lr 5e-3")
         await until(pilot, lambda: "5e-3 asked → 0.01 in effect" in shown(app))
 
 
@@ -120,8 +128,6 @@ async def test_a_command_that_is_not_answered_yet_is_shown_as_sent():
 
 
 async def test_p_pauses_and_resumes():
-    from client_callback.wire.protocol import StateChanged
-
     async with running() as (app, pilot):
         await press(pilot, "p")
         app.source.waiting.append(StateChanged(state="paused", step=2_400, time=app.session.time + 1))
@@ -267,6 +273,8 @@ async def test_h_and_d_go_through_statistics_and_distributions():
         assert app.view.distribution == "confidence" and "true 0" in shown(app)
         await press(pilot, "d")
         assert "non_finite" in shown(app)
+        panel = app.screen.panels["predictions"]
+        assert panel.heading(app.session, app.view) == "inputs · step 2,390"
 
 
 async def test_a_remedy_is_put_on_the_command_line_by_its_number():
@@ -301,7 +309,7 @@ async def test_help_lists_every_key_of_the_table():
             for group in ("Training", "Curves", "Panels", "Replay", "Program")
             for line in help_lines(group, live=live)
         ]
-        listed = {shown for shown, _ in lines}
+        listed = {key for shown, _ in lines for key in shown.split(" or ")}
         for key in KEYS:
             if key.only in ("", "live" if live else "recorded") and not key.action.startswith("remedy"):
                 assert key.shown in listed
@@ -408,9 +416,10 @@ async def test_a_recording_is_played_held_stepped_and_jumped_through(tmp_path):
         await press(pilot, "full_stop", "full_stop", "comma")
         assert app.session.step == 501
         await press(pilot, "greater_than_sign")
-        assert source.position == 600
-        await press(pilot, "less_than_sign", "less_than_sign")
-        assert source.position == 200
+        assert source.position == 1_000
+        await press(pilot, "less_than_sign")
+        assert source.position == 0
+        await press(pilot, *"g300", "enter")
         await press(pilot, "right_curly_bracket")
         assert source.speed == 2.0
         await press(pilot, "space")
@@ -421,11 +430,122 @@ async def test_a_recording_is_played_held_stepped_and_jumped_through(tmp_path):
 
 async def test_a_recording_cannot_be_steered_and_says_so(tmp_path):
     async with running(RecordedSource(recording(tmp_path, 400), start_step=400)) as (app, pilot):
-        await press(pilot, "left_square_bracket", "p", "S")
-        assert len(app.screen_stack) == 2
         assert "lr ÷2" not in shown(app)
-        app.action_send("lr x0.5")
-        await until(pilot, lambda: "cannot be steered" in shown(app))
+        for key in ("left_square_bracket", "right_square_bracket", "p", "o", "n", "S", "colon", "1"):
+            await press(pilot, key)
+            assert len(app.screen_stack) == 2
+            assert not app.screen.query_one(CommandLine).display
+            await until(pilot, lambda: shown(app).count("A recording cannot be steered") == 1)
+            await pilot.click("#notices")
+            await until(pilot, lambda: "cannot be steered" not in shown(app))
+
+
+async def test_answers_never_cover_the_command_line_nor_pile_up():
+    async with running(size=SMALL) as (app, pilot):
+        for number in range(20):
+            app._warn(f"warning {number}")
+        app._warn("one more")
+        await press(pilot, "colon", *"lr", "space")
+        await until(pilot, lambda: "one more" in shown(app))
+        lines = shown(app).splitlines()
+        assert lines[-1].startswith(" :lr") and "lr VALUE | lr xFACTOR" in lines[-2]
+        assert not any("warning" in line for line in [*lines[:2], *lines[8:]])
+
+
+async def test_what_was_typed_comes_back_in_the_order_of_time_also_in_later_sessions(home):
+    async with running() as (app, pilot):
+        for text in ("note one", "lr fast", "note two", "note one"):
+            await type_line(pilot, text)
+            await press(pilot, "escape")
+        await until(pilot, lambda: len(app.source.sent) == 3)
+    assert (home / "settings" / "history").stat().st_mode & 0o777 == 0o600
+    async with running() as (app, pilot):
+        line = app.screen.query_one(CommandLine)
+        await press(pilot, "colon")
+        seen = []
+        for _ in range(5):
+            await press(pilot, "up")
+            seen.append(line.line.value)
+        assert seen[:3] == ["note one", "note two", "lr fast"]
+        assert seen[3:] == ["optimizer sgd learning_rate=0.01 momentum=0.9", "optimizer sdg"]
+
+
+async def test_tab_completes_no_further_than_all_possibilities_agree():
+    async with running() as (app, pilot):
+        line = app.screen.query_one(CommandLine)
+        await press(pilot, "o", "tab", "tab")
+        assert line.line.value == "optimizer "
+        await press(pilot, "a", "tab")
+        assert line.line.value == "optimizer adam"
+        await press(pilot, "w", "tab")
+        assert line.line.value == "optimizer adamw "
+
+
+@pytest.mark.parametrize("width", [40, 50, 60, 80])
+async def test_the_selected_tab_is_in_view_at_any_width(width):
+    async with running(size=(width, 20)) as (app, pilot):
+        await until(pilot, lambda: app.screen._tabs._strips)
+        for name in OTHERS:
+            panel = app.screen.panels[name]
+            assert panel.display
+            tabs = "".join(segment.text for segment in app.screen._tabs._strips[0])
+            assert re.search(rf" ({panel.title}|{panel.short or panel.title}) ", tabs), tabs
+            await press(pilot, "tab")
+
+
+async def test_a_click_on_a_tab_of_a_narrow_terminal_chooses_what_is_read_there():
+    async with running(size=(40, 20)) as (app, pilot):
+        await press(pilot, "shift+tab")
+        tabs = next(line for line in shown(app).splitlines() if "interventions" in line)
+        await pilot.click("#tabs", offset=(tabs.index("interventions") + 1, 0))
+        assert app.screen.panels["interventions"].display
+
+
+async def test_nothing_is_said_of_speed_while_the_training_is_paused():
+    async with running() as (app, pilot):
+        assert "steps/s" in shown(app) and "ETA" in shown(app)
+        app.source.waiting = [StateChanged(state="paused", step=2_400, time=app.session.time + 1)]
+        await until(pilot, lambda: "paused" in shown(app))
+        assert "steps/s" not in shown(app) and "ETA" not in shown(app)
+
+
+async def test_z_gives_a_small_terminal_to_the_chart_then_to_the_panel_then_to_both():
+    async with running(size=SMALL) as (app, pilot):
+        displayed = []
+        for _ in range(4):
+            displayed.append([name for name, panel in app.screen.panels.items() if panel.display])
+            await press(pilot, "z")
+        assert displayed == [["loss", OTHERS[0]], ["loss"], [OTHERS[0]], ["loss", OTHERS[0]]]
+        await press(pilot, "m")
+        assert [name for name, panel in app.screen.panels.items() if panel.display] == ["metric"]
+        await press(pilot, "escape")
+        assert app.screen.panels[OTHERS[0]].display
+
+
+@pytest.mark.parametrize(("size", "columns"), [(LARGE, 1), ((150, 40), 2)])
+async def test_the_help_has_two_columns_where_there_is_room_and_the_training_comes_first(size, columns):
+    async with running(size=size) as (app, pilot):
+        await press(pilot, "question_mark")
+        groups = app.screen.query(".help-group")
+        assert str(groups.first().content).startswith("Training")
+        assert len({group.region.x for group in groups}) == columns
+
+
+def test_a_number_stays_in_one_line_with_its_unit_and_its_error():
+    text = "it fell 0.3 % (a fall beyond 12 % is ruled out) within 0.69 ± 0.03 over 40 steps in 2 s"
+    for width in range(12, 60):
+        lines = wrapped(text, width)
+        for unit in ("0.3 %", "12 %", "0.69 ± 0.03", "40 steps", "2 s"):
+            assert any(unit in line for line in lines), lines
+    assert wrapped("0.69 +- 0.03 over", 13) == ["0.69 +- 0.03", "over"]
+
+
+def test_raising_and_lowering_the_rate_have_marks_of_their_own():
+    session = Session()
+    for number, (before, after) in enumerate([(1e-3, 5e-4), (5e-4, 1e-2)]):
+        rates = {"before": {"learning_rate": before}, "after": {"learning_rate": after}}
+        session.apply(Reply(id=str(number), text="lr /2", status="applied", step=number, **rates))
+    assert [mark.glyph for mark in marks(session)] == ["▼", "▲"]
 
 
 async def test_a_broken_connection_is_said_in_the_status_line():

@@ -7,16 +7,20 @@ import json
 import os
 import pty
 import re
+import select
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
+from fcntl import ioctl
 from pathlib import Path
 
 import pytest
 
 from client_callback.link import Link
-from client_callback.wire import folders, runs
+from client_callback.wire import folders, protocol, runs
 from client_callback.wire.journal import JournalWriter
 from monitor import demo, plain
 from monitor.cli import main
@@ -89,6 +93,14 @@ def test_send_tells_a_person_what_changed(training, capsys):
     assert re.fullmatch(r"applied at step \d+: learning_rate 0\.1 → 0\.05\n", capsys.readouterr().out)
 
 
+@pytest.mark.parametrize(("encoding", "arrow"), [("ascii", "->"), ("utf-8", "→"), ("latin-1", "->")])
+def test_an_answer_is_told_in_the_signs_that_the_terminal_has(training, encoding, arrow):
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = unstuck("send", "toy", "lr", "/2", env=environment, encoding=encoding)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"learning_rate 0.1 {arrow} 0.05" in done.stdout
+
+
 def test_a_recordings_path_and_an_endpoint_stand_for_the_live_run(training, capsys):
     run = runs.list_runs()[0]
     assert main(["send", str(training), "pause"]) == 0
@@ -100,6 +112,7 @@ def test_a_recordings_path_and_an_endpoint_stand_for_the_live_run(training, caps
     [
         (["send", "toy", "faster"], 2, "unknown command 'faster'; possible: lr, optimizer"),
         (["send", "toy", "lr", "fast"], 2, "'fast' is no number"),
+        (["send", "toy", "lr"], 2, "lr takes one value, received nothing; write lr VALUE"),
         (["send", "toy", "note " + "a" * 4_100], 2, "too long"),
         (["send", "absent", "stop"], 3, "no live run 'absent'; live: "),
     ],
@@ -109,6 +122,12 @@ def test_send_says_in_one_line_what_is_wrong(training, capsys, words, code, what
     captured = capsys.readouterr()
     assert what in one_line(captured.err)
     assert captured.out == ""
+    assert main([*words, "--json"]) == code
+    captured = capsys.readouterr()
+    answer = json.loads(captured.out)
+    assert (answer["status"], answer["command"]) == ("failed", " ".join(words[2:]))
+    assert what in answer["reason"]
+    assert (answer["step"], answer["before"], answer["after"], answer["id"]) == (None, {}, {}, None)
 
 
 def test_send_gives_up_in_time(capsys):
@@ -117,11 +136,13 @@ def test_send_gives_up_in_time(capsys):
     assert main(["send", "toy", "stop", "--wait", "0.4"]) == 4
     assert time.monotonic() - began < 5
     assert "did not answer within 0.4 s; it may still apply 'stop'" in one_line(capsys.readouterr().err)
+    assert main(["send", "toy", "stop", "--wait", "0.1", "--json"]) == 4
+    assert "did not answer" in json.loads(capsys.readouterr().out)["reason"]
     with pytest.raises(NoAnswer):
         send("toy", "stop", wait_s=0.1)
     assert [command.who for command in link.take_commands()] == [
         f"{runs.user_name()}@{runs.host_name()} send"
-    ] * 2
+    ] * 3
     link.close()
 
 
@@ -209,6 +230,95 @@ def test_a_reader_that_has_seen_enough_is_no_error(recording):
     assert done.stderr == ""
 
 
+def test_watching_ends_with_its_reader_though_the_run_is_quiet():
+    link = Link(description())
+    link.send(started(description()))
+    done = subprocess.run(
+        f"{sys.executable} -m monitor watch toy | head -1",
+        check=False,
+        shell=True,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=60,
+    )
+    link.close()
+    assert done.stdout.startswith("run ")
+    assert done.stderr == ""
+
+
+def test_signs_that_a_pipes_encoding_lacks_end_nothing(recording):
+    done = unstuck("watch", recording, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "-- lr x0.5: applied at step 200: learning_rate 0.1 -> 0.05" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("term", "keys"), [("xterm-256color", False), ("dumb", True), ("", True), (None, True)]
+)
+def test_where_nothing_can_be_drawn_or_no_keys_come_lines_are_printed(recording, term, keys):
+    terminal, inner = pty.openpty()
+    environment = {name: value for name, value in os.environ.items() if name != "TERM"}
+    process = subprocess.Popen(
+        [*PROGRAM, "watch", str(recording)],
+        cwd=ROOT,
+        env=environment if term is None else {**environment, "TERM": term},
+        stdin=inner if keys else subprocess.DEVNULL,
+        stdout=inner,
+        stderr=inner,
+    )
+    seen = b""
+    while b"run finished at step 400" not in seen:
+        seen += os.read(terminal, 10_000)
+    assert process.wait(30) == 0
+    os.close(inner)
+    os.close(terminal)
+    assert b"\x1b" not in seen
+
+
+@pytest.mark.parametrize(
+    ("encoding", "term", "braille"),
+    [("utf-8", "xterm", True), ("ascii", "xterm", False), ("utf-8", "linux", False)],
+)
+def test_a_terminal_without_braille_is_drawn_on_in_ascii(recording, encoding, term, braille):
+    terminal, inner = pty.openpty()
+    ioctl(inner, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    process = subprocess.Popen(
+        [*PROGRAM, "watch", str(recording)],
+        cwd=ROOT,
+        env={**os.environ, "TERM": term, "PYTHONIOENCODING": encoding},
+        stdin=inner,
+        stdout=inner,
+        stderr=inner,
+    )
+    seen = b""
+    while b"400/400" not in seen and b"finished" not in seen:
+        seen += os.read(terminal, 10_000)
+    os.write(terminal, b"q")
+    while process.poll() is None:
+        seen += os.read(terminal, 10_000) if select.select([terminal], [], [], 0.1)[0] else b""
+    os.close(inner)
+    os.close(terminal)
+    assert process.returncode == 0
+    drawn = seen.decode("utf-8", errors="replace")
+    assert any("\u2801" <= sign <= "\u28ff" for sign in drawn) == braille
+    assert braille or drawn.isascii(), [sign for sign in drawn if not sign.isascii()]
+
+
+def test_the_speed_in_lines_leaves_validation_out():
+    lines = plain.Lines()
+    events = [
+        protocol.EpochBegan(epoch=0, time=1_000.0),
+        steps(0, 50),
+        protocol.StateChanged(state="validating", step=50, time=1_005.0),
+        protocol.StateChanged(state="running", step=50, time=1_065.0),
+        protocol.EpochBegan(epoch=1, step=50, time=1_065.0),
+        steps(50, 50, at=1_060.0),
+    ]
+    assert [line for event in events for line in lines.of(event)] == []
+    assert lines.status().endswith("  10 steps/s")
+
+
 def test_a_terminal_asks_which_of_several_runs_is_meant(tmp_path):
     links = [Link(description(name)) for name in ("heart", "digits")]
     pid, terminal = pty.fork()
@@ -218,7 +328,10 @@ def test_a_terminal_asks_which_of_several_runs_is_meant(tmp_path):
     seen = b""
     while b"Which run? [1-2" not in seen:
         seen += os.read(terminal, 1_000)
-    os.write(terminal, b"\x03")
+    os.write(terminal, b"cats\n")
+    while b"no live run 'cats'; live: " not in seen or seen.count(b"Which run?") < 2:
+        seen += os.read(terminal, 1_000)
+    os.write(terminal, b"\x04")
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 130
     os.close(terminal)
     assert b"digits" in seen
@@ -264,6 +377,26 @@ def test_info_says_what_a_recording_holds(recording, capsys):
     assert re.search(r"^steps +400$", text, re.MULTILINE)
     assert main(["info", str(recording), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["outcome"] == "finished"
+
+
+def test_info_leaves_out_what_is_not_known(tmp_path, capsys):
+    optimizer = protocol.Optimizer(
+        name="sgd",
+        class_name="SGD",
+        settings={"learning_rate": 0.01, "weight_decay": None},
+        rate_owners=("ReduceLROnPlateau", "a callback"),
+    )
+    run = description(optimizer=optimizer)
+    writer = JournalWriter(tmp_path / "toy.unstuck", run)
+    writer.append([started(run), protocol.RunEnded(outcome="finished", time=run.started_at)])
+    writer.close()
+    assert main(["info", str(tmp_path / "toy.unstuck")]) == 0
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert lines["optimizer"] == (
+        "name=sgd class_name=SGD settings=(learning_rate=0.01) rate_owners=ReduceLROnPlateau; a callback"
+    )
+    assert lines["outcome"] == "finished"
+    assert "reason" not in lines and "model" not in lines
 
 
 @pytest.mark.parametrize("words", [["info"], ["replay"], ["export", "--to", "csv"]])
@@ -357,6 +490,32 @@ def test_a_demo_is_watched_and_stopped_with_its_watcher():
     assert runs.list_runs() == []
     (log,) = folders.logs_folder().iterdir()
     assert log.stat().st_mode & 0o077 == 0
+
+
+def test_a_demo_stops_with_the_reader_of_its_lines():
+    done = subprocess.run(
+        f"{sys.executable} -m monitor demo digits | head -2",
+        check=False,
+        shell=True,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=100,
+    )
+    assert "(digits)" in done.stdout
+    assert "training was stopped too; recording: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert runs.list_runs() == []
+
+
+def test_leaving_a_demo_says_where_its_recording_is(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    link = Link(description())
+    text = demo.how_to_go_on(demo.Training("heart", process, tmp_path / "log"), runs.list_runs()[0])
+    process.communicate(b"\n")
+    link.close()
+    assert f"unstuck replay {link.recording}" in text
+    assert "goes on" in text
 
 
 def test_a_demo_that_dies_says_why(tmp_path, monkeypatch):

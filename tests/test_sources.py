@@ -449,8 +449,8 @@ def test_steps_and_events_can_be_visited_one_by_one(closing, recording, clock):
     back = source.poll()
     assert back.reset
     assert steps_in(back.events) == list(range(100))
-    assert source.event_steps == [200, 400]
-    source.seek(source.event_steps[0])
+    assert source.event_steps == [0, 200, 400]
+    source.seek(source.event_steps[1])
     assert any(isinstance(event, protocol.Reply) for event in source.poll().events)
 
 

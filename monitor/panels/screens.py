@@ -16,10 +16,12 @@ from textual.widgets import Static
 from client_callback.wire.commands import COMMANDS
 from monitor.keys import KEYS
 from monitor.panels.panel import plain
+from monitor.panels.text import wrapped
 
 _KEY_WIDTH = 11
-_TWO_COLUMNS = 136
-"""Cells from which on no line of either column is broken for it."""
+_TEXT_WIDTH = 54
+_TWO_COLUMNS = 140
+"""Cells in which both columns have room for keys and texts."""
 
 
 class _PlainScrollBar(ScrollBarRender):
@@ -70,9 +72,12 @@ class HelpScreen(ModalScreen[None]):
 
     def _group(self, group: str) -> Content:
         parts: list[Content | tuple[str, str]] = [(group, "bold $accent")]
+        indent = " " * (_KEY_WIDTH + 2)
+        room = min(_TEXT_WIDTH, self.app.size.width - len(indent) - 4)
         for shown, text in help_lines(group, live=self._live):
             key = plain(shown, self._ascii_only)
-            parts += [("\n", ""), (f"{key:>{_KEY_WIDTH}}  ", "bold"), (plain(text, self._ascii_only), "")]
+            lines = wrapped(plain(text, self._ascii_only), room)
+            parts += [("\n", ""), (f"{key:>{_KEY_WIDTH}}  ", "bold"), (f"\n{indent}".join(lines), "")]
         return Content.assemble(*parts)
 
 

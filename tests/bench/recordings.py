@@ -1,4 +1,7 @@
-"""Opening a recording of a million steps, against reading the same columns with `np.load`."""
+"""Opening a recording of a million steps, against reading the same columns with `np.load`.
+
+Once in drains of even length, and once in short epochs, taken into a session as the terminal does.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,13 @@ import numpy as np
 from client_callback.wire import protocol
 from client_callback.wire.journal import JournalWriter
 from client_callback.wire.recording import JournalReader
+from monitor.charts import Curve, draw_curves
+from monitor.session import Session
 
 STEPS = 1_000_000
 NAMES = ("loss", "accuracy", "precision", "learning_rate", "grad_norm")
 _DRAIN = 100
+_EPOCH = 75
 
 
 def run() -> list[tuple[str, float, float]]:
@@ -26,9 +32,17 @@ def run() -> list[tuple[str, float, float]]:
         saving = _seconds(lambda: np.savez(reference, **columns))
         loading = min(_seconds(lambda: _load(reference)) for _ in range(3))
         opening = min(_seconds(lambda: _open(path)) for _ in range(3))
+        epochs = Path(folder) / "epochs.unstuck"
+        record_epochs(epochs, columns)
+        applying = min(_seconds(lambda: _apply(epochs)) for _ in range(3))
+        session = _apply(epochs)
+        drawing = min(_seconds(lambda: _draw(session)) for _ in range(9))
+        plain = min(_seconds(lambda: _draw(session, epochs=False)) for _ in range(9))
     return [
         ("record 1 M steps x 5 in drains of 100, against np.savez", writing, saving),
         ("open them and build columns, against np.load", opening, loading),
+        (f"the same in epochs of {_EPOCH}, into a session, against np.load", applying, loading),
+        ("one chart of all its epochs, against the chart without them", drawing, plain),
     ]
 
 
@@ -48,6 +62,42 @@ def record_columns(path: Path, columns: dict[str, np.ndarray]) -> None:
         writer.append([protocol.steps_event(first, times, part, time=float(times[-1]))])
     writer.append([protocol.RunEnded(outcome="finished", step=STEPS)])
     writer.close()
+
+
+def record_epochs(path: Path, columns: dict[str, np.ndarray]) -> None:
+    """As a training of short epochs does: each with its beginning, its steps and its end."""
+    run = protocol.RunDescription(run_id="bench", name="bench", started_at=0.0, steps_per_epoch=_EPOCH)
+    writer = JournalWriter(path, run)
+    writer.append([protocol.RunStarted(run=run)])
+    for epoch, first in enumerate(range(0, STEPS, _EPOCH)):
+        part = {name: values[first : first + _EPOCH] for name, values in columns.items()}
+        times = part.pop("time")
+        stop, time_ = first + len(times), float(times[-1])
+        writer.append(
+            [
+                protocol.EpochBegan(epoch=epoch, step=first, time=float(times[0])),
+                protocol.steps_event(first, times, part, time=time_),
+                protocol.EpochEnded(epoch=epoch, step=stop, time=time_, logs={"loss": 0.5, "val_loss": 0.6}),
+            ]
+        )
+    writer.append([protocol.RunEnded(outcome="finished", step=STEPS)])
+    writer.close()
+
+
+def _apply(path: Path) -> Session:
+    session = Session()
+    with JournalReader(path) as reader:
+        for _, event in reader.events():
+            session.apply(event)
+    assert len(session.times) == STEPS
+    assert len(session.epochs) == -(-STEPS // _EPOCH)
+    return session
+
+
+def _draw(session: Session, *, epochs: bool = True) -> None:
+    firsts = [first for _, first in session.epochs if first > 0] if epochs else []
+    curve = Curve("loss", "cyan", session.series["loss"])
+    draw_curves([curve], width=120, height=40, start=0, stop=STEPS, epochs=firsts)
 
 
 def _open(path: Path) -> dict[str, np.ndarray]:
