@@ -9,7 +9,7 @@ demo: setup
 	@$(BIN)/unstuck demo
 
 test: check
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 # Formatter, linter, types, import contracts.
 check: setup

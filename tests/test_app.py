@@ -111,7 +111,7 @@ async def test_the_rate_is_halved_and_doubled_by_one_key():
         await press(pilot, "left_square_bracket", "right_square_bracket")
         assert app.source.sent == ["lr x0.5", "lr x2"]
         await until(pilot, lambda: "lr x0.5: applied. lr 0.01 → 5e-3" in shown(app))
-        assert "asked" not in shown(app).splitlines()[1]
+        await until(pilot, lambda: "asked" not in shown(app).splitlines()[1])
 
 
 async def test_a_rate_that_was_named_and_is_not_in_effect_is_said():

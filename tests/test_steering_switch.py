@@ -318,6 +318,7 @@ def test_after_a_switch_while_paused_the_state_is_paused_again():
 
 
 WRONG = {
+    "optimizer adam ema_overwrite_frequency=" + "9" * 30: "below 2^53",
     "optimizer adamm": "no optimizer 'adamm'; possible: adadelta, adafactor",
     "optimizer lossscaleoptimizer": "possible: adadelta",
     "optimizer multioptimizer": "possible: adadelta",

@@ -143,9 +143,12 @@ def _checked(name: str, value: Scalar, default: Any) -> Scalar:
         raise Refused(f"{name} must be {_KINDS[kind]}{none}, received {value!r}")
     if isinstance(value, float):
         _check_number(name, value)
+    elif isinstance(value, int) and abs(value) >= _BEYOND_COUNTING:
+        raise Refused(f"{name} must be below 2^53, received {value}")
     return value
 
 
+_BEYOND_COUNTING = 1 << 53
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 

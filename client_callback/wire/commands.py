@@ -16,8 +16,6 @@ import msgspec
 
 from client_callback.wire.protocol import Scalar
 
-_LARGEST = 2**53
-
 
 class CommandError(ValueError):
     """A command that cannot be understood. The text says what was received and what is possible."""
@@ -169,12 +167,9 @@ def _scalar(word: str) -> Scalar:
         return named[word.lower()]
     for kind in (int, float):
         try:
-            value = kind(word)
+            return kind(word)
         except ValueError:
             continue
-        if abs(value) >= _LARGEST:
-            raise CommandError(f"optimizer: {word} is larger than anything an argument can mean")
-        return value
     return word
 
 

@@ -79,7 +79,7 @@ class CommandLine(Vertical):
         self.display = True
         self.line.value = text
         self.line.cursor_position = len(text)
-        self.line.focus()
+        self.screen.set_focus(self.line)  # at once: keys typed ahead are meant for it
         self._say_what_is_possible()
 
     def close(self) -> None:
