@@ -1,7 +1,7 @@
 """The newest frames, kept in memory while there is no journal to keep them.
 
 `client_callback.link` takes it when a run is not recorded, or no longer. The oldest steps go first; what
-tells the run's story (its start, epochs, replies) stays.
+tells the run's story (its start, epochs, replies) stays, up to many thousands of events.
 """
 
 from __future__ import annotations

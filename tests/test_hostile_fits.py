@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -85,6 +86,30 @@ def test_a_model_that_a_callback_compiles_anew_trains_on_with_what_it_was_given(
         fit(model)
         iterations.append(int(model.optimizer.iterations))
     assert iterations == [10, 10]
+
+
+def test_a_scheduled_optimizer_that_a_callback_replaces_is_left_as_it_was():
+    model = classifier()
+    replaced = keras.optimizers.SGD(keras.optimizers.schedules.CosineDecay(0.1, 100))
+    model.compile(replaced, model.loss)
+    recompile = keras.callbacks.LambdaCallback(on_train_end=lambda logs: model.compile("sgd", model.loss))
+    before = set(vars(replaced))
+    fit(model, recompile, MonitorCallback("test"))
+    assert "_get_current_learning_rate" not in set(vars(replaced)) - before
+
+
+def test_a_recording_that_another_program_locks_for_a_while_loses_nothing():
+    with Run("locked") as run:
+        run.log(loss=0.0)
+        held = sqlite3.connect(run.recording, isolation_level=None)
+        held.execute("BEGIN IMMEDIATE")
+        for step in range(1, 30):
+            run.log(loss=float(step))
+            time.sleep(0.05)
+        held.execute("ROLLBACK")
+        held.close()
+    np.testing.assert_array_equal(series(run.recording)["loss"], np.arange(30))
+    assert not of_kind(run.recording, protocol.Problem)
 
 
 def test_an_error_of_the_users_own_is_raised_though_the_script_lies_in_a_folder_of_our_name(home, tmp_path):

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from client_callback.steering.describe import current_optimizer
 from client_callback.steering.handlers import HANDLERS, OBEYED_WITHOUT_CONTROL
-from client_callback.steering.learning_rate import install_controls, remove_controls
+from client_callback.steering.learning_rate import RateControl, install_controls, remove_controls
 from client_callback.steering.training import Outcome, Refused, Training
 from client_callback.wire import commands
 from client_callback.wire.protocol import Command, Problem, Reply
@@ -27,6 +27,7 @@ class Steering:
     def __init__(self, training: Training, *, control: bool) -> None:
         self._training = training
         self._control = control
+        self._installed: list[RateControl] = []
 
     def install(self) -> None:
         """Makes a scheduled rate steerable; must come before the first trace of this training."""
@@ -34,7 +35,8 @@ class Steering:
         if not self._control or optimizer is None:
             return
         try:
-            if install_controls(self._training.model, optimizer):
+            self._installed = install_controls(self._training.model, optimizer)
+            if self._installed:
                 _forget_trace(self._training.model)
         except Refused as refused:
             self._report(str(refused))
@@ -42,12 +44,13 @@ class Steering:
             self._report(f"the learning rate cannot be changed: {type(error).__name__}: {error}")
 
     def uninstall(self) -> None:
-        """The optimizer at work is as if it had never been steered, its state and its rate's value apart."""
+        """Its optimizers are as if they had never been steered, their state and their rate's value apart."""
         model = self._training.model
         optimizer = current_optimizer(model)
-        if optimizer is None:
-            return
-        if remove_controls(optimizer):
+        removed = optimizer is not None and remove_controls(optimizer)
+        for control in self._installed:
+            control.detach()  # also from an optimizer that the user's own `compile` has replaced since
+        if removed:
             # The traced step still holds the controls; the next fit traces its own.
             model.train_function = None  # type: ignore[union-attr]
 
