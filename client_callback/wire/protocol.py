@@ -56,13 +56,22 @@ class Statistic(_Value, frozen=True, kw_only=True):
     """One table of numbers, one row per sampled step."""
 
     name: Name
-    of: Literal["variables", "histogram", "values"]
+    of: Literal["variables", "layers", "features", "classes", "histogram", "values"]
+    """What the labels are: a histogram's are its bins."""
     labels: Names
-    """What each column of the table stands for: a variable's path, a class, a bin."""
+    """What each number of a row stands for: a variable's path, a layer, a class, a bin."""
+    columns: Names = ()
+    """Where each label has several numbers: their names. A row then holds len(labels) × len(columns) numbers,
+    label by label."""
     unit: Name = ""
     edges: tuple[float, ...] | None = None
     """For a histogram over fixed bins: their len(labels) + 1 edges. `None`: the labels name the bins."""
     doc: Text = ""
+
+    @property
+    def width(self) -> int:
+        """Numbers in a row."""
+        return len(self.labels) * max(1, len(self.columns))
 
 
 class Layer(_Value, frozen=True, kw_only=True):
@@ -172,6 +181,28 @@ class Samples(Event, frozen=True, kw_only=True, tag="samples"):
     """Statistic name → float32[n, number of labels], C order."""
 
 
+class Resources(Event, frozen=True, kw_only=True, tag="resources"):
+    """What the machine and this process use, about once a second while the run lasts."""
+
+    values: dict[Name, float]
+    """`cpu`, `memory`, `gpu0_utilisation`, …: `client_callback.resources` says which, and their units."""
+
+
+class Overhead(Event, frozen=True, kw_only=True, tag="overhead"):
+    """What watching costs the training, measured over the last while."""
+
+    share: float
+    """Of the time training takes, 0 to 1: hooks and sampling together."""
+    hooks: float
+    """Seconds per call of the train function spent in the callback's hooks."""
+    sampling: float
+    """Seconds that a sampled step takes longer than another. NaN: not known yet."""
+    every: Count
+    """Steps between two sampled ones from now on. 0: none are sampled."""
+    budget: float | None = None
+    """The share that may be spent. `None`: `every` was fixed by the user."""
+
+
 class EpochBegan(Event, frozen=True, kw_only=True, tag="epoch_began"):
     """The next step is the first of this epoch, counted from 0."""
 
@@ -233,6 +264,8 @@ AnyEvent = (
     | Instrumented
     | Steps
     | Samples
+    | Resources
+    | Overhead
     | EpochBegan
     | EpochEnded
     | StateChanged
