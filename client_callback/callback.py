@@ -11,7 +11,7 @@ from typing import Any
 
 import keras
 
-from client_callback.run import Run, check_arguments
+from client_callback.run import OVERHEAD_BUDGET, Run, check_arguments
 
 
 class MonitorCallback(keras.callbacks.Callback):  # type: ignore[misc] # Keras has no types
@@ -26,8 +26,10 @@ class MonitorCallback(keras.callbacks.Callback):  # type: ignore[misc] # Keras h
         control: whether commands from the terminal are obeyed. `False`: monitors can only watch.
         bind: `None` for a Unix socket that only this user can open, or `tcp://127.0.0.1:PORT` (encrypted, for this
             user's keys only).
-        statistics_every: steps between two on which layer statistics, predictions and inputs are summarised;
-            0 for never.
+        overhead_budget: share of the training's time that watching may take, between 0 and 1. How often layer
+            statistics, predictions and inputs are summarised follows from it and from what they are seen to cost.
+        statistics_every: steps between two on which they are, whatever that costs; 0 for never. `None`: as the
+            budget allows.
 
     Raises:
         ValueError: an argument is out of range.
@@ -41,14 +43,16 @@ class MonitorCallback(keras.callbacks.Callback):  # type: ignore[misc] # Keras h
         record: bool = True,
         control: bool = True,
         bind: str | None = None,
-        statistics_every: int = 10,
+        overhead_budget: float = OVERHEAD_BUDGET,
+        statistics_every: int | None = None,
     ) -> None:
         super().__init__()
         # On TensorFlow alone: elsewhere Keras would then call the hooks from several threads at once.
         self.async_safe = keras.backend.backend() == "tensorflow"
-        check_arguments(name, directory, bind, statistics_every)
+        check_arguments(name, directory, bind, overhead_budget, statistics_every)
         self._name, self._directory, self._record = name, directory, record
-        self._control, self._bind, self._every = control, bind, statistics_every
+        self._control, self._bind = control, bind
+        self._budget, self._every = overhead_budget, statistics_every
         self._run: Run | None = None
         self._next_batch = 0
         self._recording: Path | None = None
@@ -72,6 +76,7 @@ class MonitorCallback(keras.callbacks.Callback):  # type: ignore[misc] # Keras h
             record=self._record,
             control=self._control,
             bind=self._bind,
+            overhead_budget=self._budget,
             statistics_every=self._every,
             callbacks=() if fit_callbacks is None else fit_callbacks.callbacks,
         )

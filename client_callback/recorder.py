@@ -1,19 +1,24 @@
-"""From what accumulated during a training to the events that tell it: steps, samples, their layout.
+"""From what accumulated during a training to the events that tell it: steps, samples, their layout, their cost.
 
-`run.Run` counts calls and logged values into a `StepRecorder` and drains it between batches. It knows no socket and
-no command.
+`run.Run` counts calls and logged values into a `StepRecorder`, which costs the training no more than an entry in a
+list. The sender's thread drains it many times a second; the training itself does so where a frame must be complete:
+at the end of an epoch, before a command, at the end. It knows no socket and no command.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
 
+from client_callback.budget import Budget
+from client_callback.instrument.clock import CallTimes
 from client_callback.instrument.instrument import Instrument
 from client_callback.instrument.probe import Drained
 from client_callback.wire.protocol import (
@@ -21,6 +26,7 @@ from client_callback.wire.protocol import (
     Float32,
     Float64,
     Instrumented,
+    Overhead,
     Problem,
     Series,
     samples_event,
@@ -28,9 +34,23 @@ from client_callback.wire.protocol import (
 )
 
 DRAIN_INTERVAL_S = 0.08
-"""What a killed process loses at most, together with the link's own delay. Shorter: more waits for the device."""
+"""What a killed process loses at most, together with the link's own delay. Shorter costs more."""
+OVERHEAD_INTERVAL_S = 1.0
+"""How often the cost of watching is judged and told."""
 MOST_CALLS = 4096
-"""Calls kept between two drains, so that memory stays bounded whatever the clock says."""
+"""Calls kept between two drains, so that memory stays bounded whatever the sender does."""
+
+TIMINGS = ("step_time", "input_wait", "callback_time")
+"""Series in seconds: in the train step, waiting for its batch, between two calls of the train function."""
+
+
+class _Call(NamedTuple):
+    """One call of the train function."""
+
+    end: float
+    steps: int
+    times: CallTimes | None
+    logged: Mapping[str, float] | None
 
 
 class StepRecorder:
@@ -39,120 +59,196 @@ class StepRecorder:
     Args:
         emit: takes each event.
         wall_clock_offset: seconds to add to `time.perf_counter()` for seconds since 1970.
+        budget: what watching may cost.
     """
 
-    def __init__(self, emit: Callable[[Event], None], wall_clock_offset: float) -> None:
+    def __init__(self, emit: Callable[[Event], None], wall_clock_offset: float, budget: Budget) -> None:
         self._emit = emit
         self._offset = wall_clock_offset
-        self._lock = threading.RLock()
-        self._logged: list[Mapping[str, float]] = []
+        self._budget = budget
+        self.lock = threading.RLock()
+        """Held while draining, and by whoever puts another instrument in place."""
+        self._calls: deque[_Call] = deque()
+        self._rows: list[Float32] = []
+        """Measured, of calls that have not returned yet."""
+        self._samples: list[tuple[int, dict[str, Float32]]] = []
         self._logged_names: dict[str, None] = {}
         self._announced = 0
-        self._call_ends: list[float] = []
-        self._interval_start = self._last_end = self._drained_at = time.perf_counter()
+        self._drained_at = self._judged_at = self._last_end = time.perf_counter()
+        self._skip_calls = 0
+        self.hook_seconds = 0.0
+        """Spent in the callback's hooks since the overhead was judged last."""
+        self._hook_calls = 0
         self.instrument: Instrument | None = None
         """`None`: only logged values are recorded."""
         self.own_values = False
         """Whether logged values are the caller's own of that very step, not Keras' running means."""
-        self.steps_per_call = 1
         self.step = 0
         """Steps sent so far. After `drain`: steps completed."""
 
     def restart_clock(self) -> None:
         """What passed since the last call was no training (a pause, validation, the start of an epoch)."""
         self._last_end = time.perf_counter()
-        if not self._call_ends:
-            self._interval_start = self._last_end
 
-    def count_call(self, logged: Mapping[str, Any] | None, steps: int = 1) -> None:
-        """One call of the train function is over. Drains when the next call might end too late for it.
+    def forget_next_call(self) -> None:
+        """The next call traces the train step: how long it takes tells nothing."""
+        self._skip_calls = 1
+
+    def count_call(
+        self, logged: Mapping[str, Any] | None, steps: int = 1, times: CallTimes | None = None
+    ) -> None:
+        """One call of the train function is over.
 
         Args:
             logged: values to record for it beside or instead of what is measured inside the step.
             steps: how many steps it ran; logged values stand for each of them.
+            times: where its time went, if known.
         """
-        now = time.perf_counter()
-        with self._lock:
-            duration, self._last_end = now - self._last_end, now
-            self._call_ends.append(now)
-            if logged is not None:
-                found = numbers(logged)
-                self._logged_names.update(dict.fromkeys(found))
-                self._logged.extend([found] * steps)
-            late = now + duration - self._drained_at > DRAIN_INTERVAL_S
-            if late or len(self._call_ends) >= self._calls_that_fit:
-                self.drain()
-
-    def drain_if_stalled(self) -> None:
-        """Called from the sender's thread: sends finished steps while the training waits for its data.
-
-        Reading the device's buffers while a step runs is safe: a step is counted only after its row is written.
-        """
-        if self._call_ends and time.perf_counter() - self._drained_at > 1.5 * DRAIN_INTERVAL_S:
+        found = None if logged is None else numbers(logged)
+        self._calls.append(_Call(time.perf_counter() if times is None else times.end, steps, times, found))
+        if len(self._calls) * steps >= self._waiting_limit:
             self.drain()
 
-    def drain(self) -> None:
-        """Sends what accumulated since the last time, as one frame of steps and one of samples."""
-        with self._lock:
-            self._drain()
+    def tick(self) -> None:
+        """Called from the sender's thread, often: sends the steps that are complete."""
+        if self._calls and time.perf_counter() - self._drained_at >= DRAIN_INTERVAL_S:
+            with self.lock:
+                self._drain(everything=False)
 
-    def _drain(self) -> None:
+    def drain(self) -> None:
+        """Sends what accumulated since the last time. Called while no step is under way."""
+        with self.lock:
+            self._drain(everything=True)
+
+    def _drain(self, *, everything: bool) -> None:
         self._drained_at = time.perf_counter()
+        calls = [self._calls.popleft() for _ in range(len(self._calls))]
         drained = None if self.instrument is None else self.instrument.drain()
         if drained is not None:
-            columns = self._measured_columns(drained)
-        else:
-            columns = self._logged_columns(len(self._logged))
-            if columns:
-                self._announce_logged()
-        rows = len(next(iter(columns.values()), ()))
-        now = self._drained_at + self._offset
-        if rows:
-            ends = _step_times(self._interval_start, self._call_ends, rows) + self._offset
-            self._emit(steps_event(self.step, ends, columns, time=now))
-        if drained is not None and len(drained.sample_steps):
-            steps = drained.sample_steps + (self.step - drained.first)
-            self._emit(samples_event(steps, drained.samples, time=now))
-        self.step += rows
-        self._call_ends.clear()
-        self._logged.clear()
-        self._interval_start = self._last_end
+            self._take_measured(drained)
+        if self._rows:
+            self._send_measured(calls, everything=everything)
+        elif calls:
+            self._send_logged(calls)
+        self._judge_overhead()
 
     @property
-    def _calls_that_fit(self) -> int:
-        """Half of what the device keeps, so that a late drain still finds everything."""
-        if self.instrument is None:
-            return MOST_CALLS
-        return max(1, min(self.instrument.drain_within // self.steps_per_call // 2, MOST_CALLS))
+    def _waiting_limit(self) -> int:
+        """Half of what is kept, so that a late drain still finds everything."""
+        return MOST_CALLS if self.instrument is None else min(MOST_CALLS, self.instrument.drain_within // 2)
 
-    def _measured_columns(self, drained: Drained) -> dict[str, Float32]:
-        assert self.instrument is not None  # noqa: S101 (it is where `drained` came from)
-        at = self._drained_at + self._offset
+    # ── Measured inside the step ────────────────────────────────────────────────────────────────────
+
+    def _take_measured(self, drained: Drained) -> None:
+        waiting = sum(map(len, self._rows))
         if drained.lost:
             what = f"{drained.lost} steps from step {self.step} on were overwritten before they could be read"
-            self._emit(Problem(step=self.step, time=at, what=what))
+            self._emit(Problem(step=self.step, time=self._now, what=what))
             self.step += drained.lost
-        names = self.instrument.series_names
-        extra = {name: None for name in self._logged_names if name not in names}
-        layout = self.instrument.take_layout(step=self.step, time=at)
-        if layout is None and len(extra) != self._announced:
-            layout = self.instrument.layout(step=self.step, time=at)
-        if layout is not None:
-            series = tuple(Series(name=name) for name in extra)
-            self._announced = len(extra)
-            self._emit(msgspec.structs.replace(layout, series=layout.series + series))
-        columns = {name: drained.rows[:, index] for index, name in enumerate(names)}
-        logged = self._logged_columns(len(drained.rows))
-        return columns | {name: values for name, values in logged.items() if name in extra}
+        shift = self.step + waiting - drained.first
+        if len(drained.rows):
+            self._rows.append(drained.rows)
+        for place, step in enumerate(drained.sample_steps.tolist()):
+            row = {name: values[place] for name, values in drained.samples.items()}
+            self._samples.append((step + shift, row))
 
-    def _logged_columns(self, rows: int) -> dict[str, Float32]:
-        """Name → float32[rows]. When fewer values were logged than steps measured, each stands for its share."""
-        if not self._logged or not rows:
+    def _send_measured(self, calls: Sequence[_Call], *, everything: bool) -> None:
+        rows = np.concatenate(self._rows)
+        known = len(rows) if everything else min(len(rows), sum(call.steps for call in calls))
+        self._rows = [rows[known:]] if known < len(rows) else []
+        if not known:
+            self._calls.extendleft(reversed(calls))
+            return
+        assert self.instrument is not None  # noqa: S101 (it is where the rows came from)
+        names = self.instrument.series_names
+        timings = self._timings(calls, known)
+        logged = self._logged_columns(calls, known)
+        extra = {name: values for name, values in logged.items() if name not in names}
+        self._announce_measured(timings, extra)
+        columns = {name: rows[:known, place] for place, name in enumerate(names)} | timings | extra
+        first = self.step
+        self.step += known
+        self._emit(steps_event(first, self._step_ends(calls, known), columns, time=self._now))
+        self._send_samples(calls, first)
+
+    def _send_samples(self, calls: Sequence[_Call], first: int) -> None:
+        ready = [sample for sample in self._samples if sample[0] < self.step]
+        self._samples = self._samples[len(ready) :]
+        if ready:
+            steps = np.array([step for step, _ in ready], np.int64)
+            columns = {name: np.stack([row[name] for _, row in ready]) for name in ready[0][1]}
+            self._emit(samples_event(steps, columns, time=self._now))
+        at = first
+        for call in calls:
+            sampled = sum(at <= step < at + call.steps for step, _ in ready)
+            at += call.steps
+            if self._skip_calls:
+                self._skip_calls -= 1
+            elif call.times is not None:
+                self._budget.note_call(call.times.step, call.steps, sampled)
+
+    def _announce_measured(self, timings: Mapping[str, Float32], extra: Mapping[str, Float32]) -> None:
+        assert self.instrument is not None  # noqa: S101 (the caller's condition)
+        layout = self.instrument.take_layout(step=self.step, time=self._now)
+        added = len(timings) + len(extra)
+        if layout is None and added != self._announced:
+            layout = self.instrument.layout(step=self.step, time=self._now)
+        if layout is not None:
+            self._announced = added
+            series = [Series(name=name, kind="timing") for name in timings] + [
+                Series(name=name) for name in extra
+            ]
+            self._emit(msgspec.structs.replace(layout, series=(*layout.series, *series)))
+
+    def _timings(self, calls: Sequence[_Call], rows: int) -> dict[str, Float32]:
+        """Seconds of each step, float32[rows]; of a call that ran several, their even shares."""
+        if not any(call.times for call in calls):
             return {}
-        places = np.ceil(np.arange(1, rows + 1) * (len(self._logged) / rows)).astype(int) - 1
-        chosen = [self._logged[place] for place in places]
+        unknown = (math.nan,) * 3
+        shares = [
+            tuple(part / call.steps for part in (times.step, times.input_wait, times.callbacks))
+            if times
+            else unknown
+            for call in calls
+            for times in (call.times,)
+        ]
+        table = np.repeat(np.array(shares, np.float32), [call.steps for call in calls], axis=0)
+        fitting = np.full((rows, 3), np.nan, np.float32)
+        fitting[: len(table)] = table[:rows]
+        return {name: fitting[:, place] for place, name in enumerate(TIMINGS)}
+
+    def _step_ends(self, calls: Sequence[_Call], rows: int) -> Float64:
+        """When each of the steps ended, float64[rows]: of a call that ran several, spread evenly over it."""
+        ends: list[Float64] = []
+        for call in calls:
+            ends.append(np.linspace(self._last_end, call.end, call.steps + 1)[1:])
+            self._last_end = call.end
+        known = np.concatenate(ends)[:rows] if ends else np.empty(0)
+        return np.concatenate([known, np.full(rows - len(known), self._last_end)]) + self._offset
+
+    # ── Logged ──────────────────────────────────────────────────────────────────────────────────────
+
+    def _send_logged(self, calls: Sequence[_Call]) -> None:
+        rows = sum(call.steps for call in calls if call.logged is not None)
+        columns = self._logged_columns(calls, rows)
+        if not columns:
+            return
+        self._announce_logged()
+        logging = [call for call in calls if call.logged is not None]
+        first = self.step
+        self.step += rows
+        self._emit(steps_event(first, self._step_ends(logging, rows), columns, time=self._now))
+
+    def _logged_columns(self, calls: Sequence[_Call], rows: int) -> dict[str, Float32]:
+        """Name → float32[rows]. When fewer values were logged than steps measured, each stands for its share."""
+        chosen = [call.logged for call in calls if call.logged is not None for _ in range(call.steps)]
+        for found in chosen:
+            self._logged_names.update(dict.fromkeys(found))
+        if not chosen or not rows or not self._logged_names:
+            return {}
+        places = np.ceil(np.arange(1, rows + 1) * (len(chosen) / rows)).astype(int) - 1
         return {
-            name: np.array([row.get(name, float("nan")) for row in chosen], dtype=np.float32)
+            name: np.array([chosen[place].get(name, math.nan) for place in places], dtype=np.float32)
             for name in self._logged_names
         }
 
@@ -163,8 +259,43 @@ class StepRecorder:
         kind: Literal["batch", "running"] = "batch" if self.own_values else "running"
         series = tuple(Series(name=name, kind=kind) for name in self._logged_names)
         missing = ("per-variable statistics and predictions: nothing is measured inside the train step",)
-        at = self._drained_at + self._offset
-        self._emit(Instrumented(step=self.step, time=at, series=series, missing=missing))
+        self._emit(Instrumented(step=self.step, time=self._now, series=series, missing=missing))
+
+    # ── What it costs ───────────────────────────────────────────────────────────────────────────────
+
+    def note_hook(self, seconds: float, *, call: bool) -> None:
+        """Time spent in one of the callback's hooks. `call`: the hook that follows a call of the train function."""
+        self.hook_seconds += seconds
+        self._hook_calls += call
+
+    def _judge_overhead(self) -> None:
+        if self._drained_at - self._judged_at < OVERHEAD_INTERVAL_S or self.instrument is None:
+            return
+        self._judged_at = self._drained_at
+        seconds, calls = self.hook_seconds, self._hook_calls
+        self.hook_seconds, self._hook_calls = 0.0, 0
+        budget = self._budget
+        budget.note_hooks(seconds, calls)
+        budget.note_sample_costs(self.instrument.take_sample_costs())
+        before = budget.every
+        if budget.choose() != before:
+            self.instrument.set_interval(budget.every)
+        if not math.isnan(budget.overhead):
+            self._emit(
+                Overhead(
+                    step=self.step,
+                    time=self._now,
+                    share=budget.overhead,
+                    hooks=budget.hooks,
+                    sampling=budget.sampling,
+                    every=budget.every,
+                    budget=budget.share,
+                )
+            )
+
+    @property
+    def _now(self) -> float:
+        return self._drained_at + self._offset
 
 
 def numbers(logs: Mapping[str, Any]) -> dict[str, float]:
@@ -176,12 +307,3 @@ def numbers(logs: Mapping[str, Any]) -> dict[str, float]:
         except (TypeError, ValueError):
             continue
     return found
-
-
-def _step_times(start: float, call_ends: Sequence[float], steps: int) -> Float64:
-    """When each of `steps` steps ended, float64[steps]: of a call that ran several, spread evenly over it."""
-    if len(call_ends) == steps:
-        return np.array(call_ends)
-    known = np.array([start, *call_ends])
-    position = np.linspace(0, len(call_ends), steps + 1)[1:]
-    return np.asarray(np.interp(position, np.arange(len(known)), known), dtype=np.float64)

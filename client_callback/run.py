@@ -30,10 +30,14 @@ from typing import Any, Concatenate, Literal, ParamSpec
 
 import keras
 
+from client_callback.budget import FIRST_INTERVAL, Budget
 from client_callback.description import describe_run
+from client_callback.instrument.clock import CallClock, CallTimes
 from client_callback.instrument.instrument import Instrument
+from client_callback.instrument.schedule import Schedule
 from client_callback.link import Link, check_bind
 from client_callback.recorder import StepRecorder, numbers
+from client_callback.resources import ResourceMonitor
 from client_callback.steering.describe import current_optimizer
 from client_callback.steering.learning_rate import read_rates
 from client_callback.steering.steering import Steering
@@ -51,6 +55,9 @@ from client_callback.wire.protocol import (
 
 _OPEN: weakref.WeakKeyDictionary[keras.Model, Run] = weakref.WeakKeyDictionary()
 """Model → the run that watches it, or did last. One `fit` may die without a word before the next begins."""
+
+OVERHEAD_BUDGET = 0.01
+"""Share of the training's time that watching may take unless told otherwise."""
 
 PAUSE_POLL_S = 0.2
 """How often a paused training looks whether something else has stopped it."""
@@ -90,7 +97,10 @@ class Run:
         record: whether to keep a recording.
         control: whether commands are obeyed.
         bind: `None` for a Unix socket, or `tcp://127.0.0.1:PORT`.
-        statistics_every: steps between two sampled ones; 0 samples none.
+        overhead_budget: share of the training's time that hooks and statistics may take, between 0 and 1; how often
+            statistics are taken follows from it.
+        statistics_every: steps between two on which statistics are taken, whatever they cost; 0 for never. `None`:
+            as the budget allows.
         callbacks: of the `fit`, among which other owners of the learning rate are looked for.
 
     Raises:
@@ -108,10 +118,11 @@ class Run:
         record: bool = True,
         control: bool = True,
         bind: str | None = None,
-        statistics_every: int = 10,
+        overhead_budget: float = OVERHEAD_BUDGET,
+        statistics_every: int | None = None,
         callbacks: Sequence[keras.callbacks.Callback] = (),
     ) -> None:
-        check_arguments(name, directory, bind, statistics_every)
+        check_arguments(name, directory, bind, overhead_budget, statistics_every)
         self.model = model
         self.callbacks = callbacks
         self.paused = False
@@ -121,10 +132,13 @@ class Run:
         self._name, self._epochs, self._steps_per_epoch = name, epochs, steps_per_epoch
         self._directory = None if directory is None else Path(directory)
         self._record, self._control, self._bind = record, control, bind
-        self._every = statistics_every
+        fixed = statistics_every is not None
+        every = FIRST_INTERVAL if statistics_every is None else statistics_every
+        self._budget = Budget(None if fixed else overhead_budget, every)
         self._pid = os.getpid()
         self._clock_offset = time.time() - time.perf_counter()
-        self._recorder = StepRecorder(self.emit, self._clock_offset)
+        self._recorder = StepRecorder(self.emit, self._clock_offset, self._budget)
+        self._clock = CallClock()
         self._epoch = 0
         self._own_loop = False
         self._retracing = False
@@ -165,7 +179,7 @@ class Run:
             started_at=self._now(),
             epochs=self._epochs,
             steps_per_epoch=self._steps_per_epoch,
-            statistics_every=self._every,
+            statistics_every=self._budget.every,
             control=self._control,
         )
         self._link = Link(
@@ -173,7 +187,8 @@ class Run:
             directory=self._directory,
             record=self._record,
             bind=self._bind,
-            on_tick=self._recorder.drain_if_stalled,
+            on_tick=self._recorder.tick,
+            resources=ResourceMonitor(),
         )
         atexit.register(self._close_at_exit)
         self.emit(RunStarted(time=self._now(), run=description))
@@ -181,22 +196,23 @@ class Run:
         if self.model is None:
             self._set_state("running")
         else:
-            self._steering.install()
+            self._steering.install(in_fit=in_fit)
             self._instrument = Instrument(
                 self.model,
-                every=self._every,
+                schedule=Schedule(self._budget.every, fixed=self._budget.share is None),
+                clock=self._clock,
                 on_problem=self._report,
                 on_error=self._end_failed,
                 drain=self._recorder.drain,
+                lock=self._recorder.lock,
             )
             self._instrument.install()
             self._recorder.instrument = self._instrument
-            self._recorder.steps_per_call = description.steps_per_execution
             self._retracing = True
             self._set_state("recompiling", "tracing the train step")
         if self._own_loop:
             self.emit(EpochBegan(time=self._now(), epoch=0))
-        self._recorder.restart_clock()
+        self._restart_clock()
 
     @_harmless
     def close(self, outcome: Outcome | None = None, reason: str = "") -> None:
@@ -241,18 +257,20 @@ class Run:
     def begin_epoch(self, epoch: int) -> None:
         """The next step is the first of `epoch`, counted from 0."""
         self._recorder.drain()
-        self._recorder.restart_clock()
+        self._restart_clock()
         self._epoch = epoch
         self.emit(EpochBegan(step=self.step, time=self._now(), epoch=epoch))
 
     @_harmless
     def before_batch(self) -> None:
         """Carries out the commands that arrived; holds here while paused."""
+        begin = time.perf_counter()
         if self._link is None:
             return
         commands = self._link.take_commands()
         if not commands and not self.paused:
             self._rate = self._learning_rate()
+            self._recorder.note_hook(time.perf_counter() - begin, call=False)
             return
         self._recorder.drain()
         while True:
@@ -267,7 +285,7 @@ class Run:
             self._link.wait_for_command(PAUSE_POLL_S)
             commands = self._link.take_commands()
         self._rate = self._learning_rate()
-        self._recorder.restart_clock()
+        self._restart_clock()
 
     @_harmless
     def after_batch(self, logs: Mapping[str, Any] | None = None, steps: int = 1) -> None:
@@ -275,8 +293,12 @@ class Run:
 
         `logs` and `steps` count only where nothing is measured inside the step.
         """
-        measuring = self._instrument is not None and self._instrument.measuring
-        self._end_call(None if measuring else {**(logs or {}), **self._rate}, steps)
+        begin = time.perf_counter()
+        if self._instrument is not None and self._instrument.measuring:
+            self._end_call(None, steps, self._clock.last)
+        else:
+            self._end_call({**(logs or {}), **self._rate}, steps)
+        self._recorder.note_hook(time.perf_counter() - begin, call=True)
 
     @_harmless
     def log(self, /, **values: Any) -> None:
@@ -305,7 +327,7 @@ class Run:
     @_harmless
     def end_validation(self) -> None:
         """Training goes on."""
-        self._recorder.restart_clock()
+        self._restart_clock()
         self._set_state("running")
 
     # ── What steering asks of a training ────────────────────────────────────────────────────────────
@@ -339,8 +361,10 @@ class Run:
         """
         if self._instrument is None or (self._own_loop and self.step and not self._instrument.steps):
             raise Refused("this training runs its own loop, whose train step cannot be made anew from here")
-        self._instrument.rebuild(change)
+        with self._recorder.lock:
+            self._instrument.rebuild(change)
         self._retracing = True
+        self._recorder.forget_next_call()
 
     def emit(self, event: Event) -> None:
         """Records an event and sends it to the monitors."""
@@ -349,12 +373,18 @@ class Run:
 
     # ── Inside ──────────────────────────────────────────────────────────────────────────────────────
 
-    def _end_call(self, logged: Mapping[str, Any] | None, steps: int = 1) -> None:
-        self._recorder.count_call(logged, steps)
+    def _end_call(
+        self, logged: Mapping[str, Any] | None, steps: int = 1, times: CallTimes | None = None
+    ) -> None:
+        self._recorder.count_call(logged, steps, times)
         if self._retracing:
             self._retracing = False
-            self._recorder.restart_clock()
+            self._restart_clock()
             self._set_state("running")
+
+    def _restart_clock(self) -> None:
+        self._clock.restart()
+        self._recorder.restart_clock()
 
     def _learning_rate(self) -> dict[str, float]:
         """Where it is not read inside the step. Not on JAX, whose variables are out of date during a `fit`."""
@@ -431,15 +461,32 @@ class Run:
         return time.perf_counter() + self._clock_offset
 
 
-def check_arguments(name: str | None, directory: object, bind: str | None, statistics_every: int) -> None:
+def check_arguments(
+    name: str | None,
+    directory: object,
+    bind: str | None,
+    overhead_budget: float,
+    statistics_every: int | None,
+) -> None:
     """Raises ValueError with what was received and what is possible."""
     if directory is not None and not isinstance(directory, str | os.PathLike):
         raise ValueError(f"directory: received {directory!r}; possible are a folder's path and None")
     if name is not None and (not name.strip() or len(name) > 200 or not name.isprintable()):
         raise ValueError(f"name: received {name!r}; possible are 1 to 200 printable characters, or None")
-    if isinstance(statistics_every, bool) or not isinstance(statistics_every, int) or statistics_every < 0:
+    if (
+        isinstance(overhead_budget, bool)
+        or not isinstance(overhead_budget, int | float)
+        or not 0 < overhead_budget < 1
+    ):
         raise ValueError(
-            f"statistics_every: received {statistics_every!r}; possible are 0 (never) and whole numbers of steps"
+            f"overhead_budget: received {overhead_budget!r}; possible are shares of the time between 0 and 1, such "
+            f"as {OVERHEAD_BUDGET}; statistics_every=0 turns the statistics off"
+        )
+    whole = isinstance(statistics_every, int) and not isinstance(statistics_every, bool)
+    if statistics_every is not None and (not whole or statistics_every < 0):
+        raise ValueError(
+            f"statistics_every: received {statistics_every!r}; possible are None (as the overhead budget allows), "
+            "0 (never) and whole numbers of steps"
         )
     check_bind(bind)
 

@@ -1,8 +1,8 @@
-"""How the values inside a train step are reached: hooks on one model and its optimizer, and what they catch.
+"""How the values inside a train step are reached: hooks on one model, and what they catch.
 
-While Keras traces `train_step`, the hooks put tensors into a `CapturedStep`; at its end the probe turns them into
-a row. Outside a train step (validation, another thread) the hooks let everything pass. They add no computation of
-their own and pass every argument on as it came, so training stays bit-identical.
+While a backend's driver (`instrument.backends`) has a step open, the hooks put the tensors that pass by into a
+`CapturedStep`. Outside one (validation, another thread) they let everything pass. They add no computation of their
+own and pass every argument on as it came, so training stays bit-identical.
 """
 
 from __future__ import annotations
@@ -30,11 +30,17 @@ class CapturedStep:
     loss_scale: Tensor | float | None = None
     """What the gradients are multiplied with."""
     gradients: dict[int, Tensor] = field(default_factory=dict)
-    """Index of the trainable variable → its gradient, before clipping."""
-    updates: list[tuple[int, int, Tensor]] = field(default_factory=list)
-    """(index, sign, step): what the optimizer added to (1) or subtracted from (-1) each variable."""
+    """Index of the trainable variable → its gradient, before clipping; of this replica."""
+    reduced: dict[int, Tensor] = field(default_factory=dict)
+    """The same summed over the replicas, where there are several."""
+    update_norms: Tensor | None = None
+    """float32[variables]: ‖Δw‖ of this step, where the backend can tell it at its end."""
+    weights: list[Tensor] | None = None
+    """The trainable variables after the step, where they are not simply read."""
     metric_sums: dict[str, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
     """Name in the logs → (total, count) increments of a mean metric."""
+    activations: dict[str, Tensor] = field(default_factory=dict)
+    """Layer → its output, of its last call in this step."""
     targets: Any = None
     predictions: Any = None
 
@@ -44,24 +50,15 @@ class Capture:
 
     Args:
         model: compiled and about to be trained.
-        on_step: called at the end of each traced train step with what was captured and the logs it returns.
-        on_update: called inside the graph in which the optimizer applied its update, with the captured step;
-            under gradient accumulation or loss scaling that is a branch of its own.
-        before_update: called right before the optimizer is applied.
+        layers: those whose outputs are wanted, by the name they go under.
+        targets_from: the method that is given targets and predictions: `compute_loss`, or `compute_metrics` where
+            the former runs inside the gradient's trace, out of which no value can be taken.
     """
 
-    def __init__(
-        self,
-        model: keras.Model,
-        *,
-        on_step: Callable[[CapturedStep, Any], None],
-        on_update: Callable[[CapturedStep], None],
-        before_update: Callable[[], None],
-    ) -> None:
+    def __init__(self, model: keras.Model, *, layers: dict[str, Any], targets_from: str) -> None:
         self._model = model
-        self._on_step = on_step
-        self._on_update = on_update
-        self._before_update = before_update
+        self._layers = layers
+        self._targets_from = targets_from
         self._hooks = InstanceHooks()
         self._local = threading.local()
         self._index: dict[int, int] = {}
@@ -69,25 +66,16 @@ class Capture:
 
     def install(self) -> None:
         """Puts the hooks on."""
-        model, optimizer = self._model, self._model.optimizer
-        self._hooks.wrap(model, "train_step", self._wrap_train_step)
-        self._hooks.wrap(model, "compute_loss", self._wrap_compute_loss)
+        model = self._model
+        self._hooks.wrap(model, self._targets_from, self._wrap_targets)
         if getattr(model, "_loss_tracker", None) is not None:
             self._hooks.wrap(model._loss_tracker, "update_state", self._wrap_loss_update)
         self._hook_metrics()
         for builder in (getattr(model, "_compile_metrics", None), getattr(model, "_compile_loss", None)):
             if builder is not None and not builder.built:
                 self._hooks.wrap(builder, "build", self._wrap_build)
-        if optimizer is None:
-            return
-        self._hooks.wrap(optimizer, "scale_loss", lambda scale: self._wrap_scale_loss(optimizer, scale))
-        self._hooks.wrap(optimizer, "apply", lambda apply: self._wrap_apply(optimizer, apply))
-        inner = innermost(optimizer)
-        if hasattr(inner, "_backend_update_step"):
-            self._hooks.wrap(inner, "_backend_update_step", self._wrap_update_step)
-            self._hooks.wrap(inner, "assign_sub", lambda assign: self._wrap_assign(assign, -1))
-            self._hooks.wrap(inner, "assign_add", lambda assign: self._wrap_assign(assign, 1))
-            self._hooks.wrap(inner, "assign", self._wrap_plain_assign)
+        for name, layer in self._layers.items():
+            self._hook_layer(name, layer)
 
     def remove(self) -> None:
         """Takes the hooks off; the model is as it was."""
@@ -99,37 +87,45 @@ class Capture:
         return getattr(self._local, "step", None)
 
     @contextlib.contextmanager
-    def _open_step(self) -> Iterator[CapturedStep]:
+    def open_step(self, data: Any) -> Iterator[CapturedStep]:
+        """Inside, the hooks catch what passes by. `data`: the batch, as `train_step` is given it."""
         outer = self.step
-        self._local.step = CapturedStep()
+        step = self._local.step = CapturedStep(inputs=keras.utils.unpack_x_y_sample_weight(data)[0])
         try:
-            yield self._local.step
+            yield step
         finally:
             self._local.step = outer
 
-    def _wrap_train_step(self, train_step: Callable[..., Any]) -> Callable[..., Any]:
-        def captured_train_step(data: Any, *args: Any, **kwargs: Any) -> Any:
-            with self._open_step() as step:
-                logs = train_step(data, *args, **kwargs)
-                step.inputs = keras.utils.unpack_x_y_sample_weight(data)[0]
-                self._on_step(step, logs)
-            return logs
+    def variable_index(self, variable: Any) -> int | None:
+        """The place of a variable, Keras' or the backend's inside it, among the model's trainable ones."""
+        if len(self._index) != len(self._model.trainable_variables):
+            # Known only now where the model builds itself in its first step.
+            known = enumerate(self._model.trainable_variables)
+            self._index = {_identity(variable): index for index, variable in known}
+        return self._index.get(_identity(variable))
 
-        return captured_train_step
+    def by_index(self, gradients: Any, variables: Any) -> dict[int, Tensor]:
+        """Index of the trainable variable → its gradient."""
+        found: dict[int, Tensor] = {}
+        for gradient, variable in zip(gradients, variables, strict=False):
+            index = self.variable_index(variable)
+            if index is not None and gradient is not None:
+                found[index] = gradient
+        return found
 
-    def _wrap_compute_loss(self, compute_loss: Callable[..., Any]) -> Callable[..., Any]:
-        signature = inspect.signature(compute_loss)
+    def _wrap_targets(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(method)
 
-        def captured_compute_loss(*args: Any, **kwargs: Any) -> Any:
+        def captured_targets(*args: Any, **kwargs: Any) -> Any:
             step = self.step
             if step is not None:
-                # A model's own compute_loss may name or order its parameters differently.
+                # A model's own method may name or order its parameters differently.
                 with contextlib.suppress(TypeError):
                     bound = signature.bind(*args, **kwargs).arguments
                     step.targets, step.predictions = bound.get("y"), bound.get("y_pred")
-            return compute_loss(*args, **kwargs)
+            return method(*args, **kwargs)
 
-        return captured_compute_loss
+        return captured_targets
 
     def _wrap_loss_update(self, update_state: Callable[..., Any]) -> Callable[..., Any]:
         def captured_update_state(values: Any, *args: Any, **kwargs: Any) -> Any:
@@ -156,15 +152,6 @@ class Capture:
                 self._hooked_metrics.add(name)
                 self._wrap_mean_metric(name, metric)
 
-    def _wrap_scale_loss(self, optimizer: Any, scale_loss: Callable[..., Any]) -> Callable[..., Any]:
-        def captured_scale_loss(loss: Any) -> Any:
-            step = self.step
-            if step is not None:
-                step.loss_scale = loss_scale(optimizer)
-            return scale_loss(loss)
-
-        return captured_scale_loss
-
     def _wrap_mean_metric(self, name: str, metric: Any) -> None:
         """Sees what `Mean.update_state` adds to its two variables: their quotient is the batch's own value."""
         added: dict[str, Tensor] = {}
@@ -189,64 +176,18 @@ class Capture:
         self._hooks.wrap(metric.total, "assign_add", wrap_total)
         self._hooks.wrap(metric.count, "assign_add", wrap_count)
 
-    def _wrap_apply(self, optimizer: Any, apply: Callable[..., Any]) -> Callable[..., Any]:
-        def captured_apply(grads: Any, *args: Any, **kwargs: Any) -> Any:
-            step = self.step
-            if step is None:
-                return apply(grads, *args, **kwargs)
-            grads = list(grads)
-            if args and args[0] is not None:
-                args = (list(args[0]), *args[1:])
-            variables = args[0] if args else kwargs.get("trainable_variables")
-            self._note_gradients(step, optimizer, grads, variables or optimizer._trainable_variables)
-            self._before_update()
-            return apply(grads, *args, **kwargs)
+    def _hook_layer(self, name: str, layer: Any) -> None:
+        def wrap_call(call: Callable[..., Any]) -> Callable[..., Any]:
+            def captured_call(*args: Any, **kwargs: Any) -> Any:
+                outputs = call(*args, **kwargs)
+                step = self.step
+                if step is not None and hasattr(outputs, "dtype") and hasattr(outputs, "shape"):
+                    step.activations[name] = outputs
+                return outputs
 
-        return captured_apply
+            return captured_call
 
-    def _note_gradients(self, step: CapturedStep, optimizer: Any, grads: list[Any], variables: Any) -> None:
-        if hasattr(innermost(optimizer), "_get_current_learning_rate"):
-            step.learning_rate = keras.ops.convert_to_tensor(optimizer.learning_rate)
-        if len(self._index) != len(self._model.trainable_variables):
-            # Known only now where the model builds itself in its first step.
-            known = enumerate(self._model.trainable_variables)
-            self._index = {_identity(variable): index for index, variable in known}
-        for gradient, variable in zip(grads, variables, strict=False):
-            index = self._index.get(_identity(variable))
-            if index is not None and gradient is not None:
-                step.gradients[index] = gradient
-
-    def _wrap_update_step(self, update_step: Callable[..., Any]) -> Callable[..., Any]:
-        def captured_update_step(*args: Any, **kwargs: Any) -> Any:
-            step = self.step
-            if step is None:
-                return update_step(*args, **kwargs)
-            step.updates.clear()
-            result = update_step(*args, **kwargs)
-            self._on_update(step)
-            return result
-
-        return captured_update_step
-
-    def _wrap_assign(self, assign: Callable[..., Any], sign: int) -> Callable[..., Any]:
-        def captured_assign(variable: Any, value: Any) -> Any:
-            self._note_update(variable, sign, lambda: value)
-            return assign(variable, value)
-
-        return captured_assign
-
-    def _wrap_plain_assign(self, assign: Callable[..., Any]) -> Callable[..., Any]:
-        def captured_assign(variable: Any, value: Any) -> Any:
-            self._note_update(variable, 1, lambda: value - keras.ops.convert_to_tensor(variable))
-            return assign(variable, value)
-
-        return captured_assign
-
-    def _note_update(self, variable: Any, sign: int, update: Callable[[], Tensor]) -> None:
-        step = self.step
-        index = None if step is None else self._index.get(_identity(variable))
-        if step is not None and index is not None:
-            step.updates.append((index, sign, update()))
+        self._hooks.wrap(layer, "call", wrap_call)
 
 
 def innermost(optimizer: Any) -> Any:
@@ -264,6 +205,13 @@ def loss_scale(optimizer: Any) -> Tensor | float | None:
         return float(optimizer.initial_scale)
     factor = getattr(optimizer, "loss_scale_factor", None)
     return None if factor is None else float(factor)
+
+
+def current_rate(optimizer: Any) -> Tensor | None:
+    """The rate of the step under way. `None`: the optimizer has none of its own."""
+    if not hasattr(innermost(optimizer), "_get_current_learning_rate"):
+        return None
+    return keras.ops.convert_to_tensor(optimizer.learning_rate)
 
 
 def mean_metrics(model: keras.Model) -> dict[str, Any]:
@@ -305,4 +253,6 @@ def _named_parts(metric: Any) -> Iterator[tuple[str, Any]]:
 
 def _identity(variable: Any) -> int:
     """The same number for a Keras variable and for the backend's variable inside it."""
-    return id(variable.value) if isinstance(variable, keras.Variable) else id(variable)
+    if isinstance(variable, keras.Variable) and keras.backend.backend() == "tensorflow":
+        variable = variable.value
+    return id(variable)

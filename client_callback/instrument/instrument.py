@@ -6,7 +6,9 @@ on; a thin guard around it tells an error of the instrument from one of the mode
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -14,8 +16,10 @@ from typing import Any
 
 import keras
 
+from client_callback.instrument.clock import CallClock
 from client_callback.instrument.hooks import InstanceHooks
 from client_callback.instrument.probe import Drained, Probe
+from client_callback.instrument.schedule import Schedule
 from client_callback.wire.protocol import Instrumented
 
 _PACKAGE = str(Path(__file__).parent)
@@ -26,26 +30,32 @@ class Instrument:
 
     Args:
         model: compiled.
-        every: steps between two sampled ones; 0 samples none.
+        schedule: which steps are sampled.
+        clock: told when the train function is called and when it returns.
         on_problem: told what is lost when something cannot be measured.
         on_error: told what the train function is about to raise.
         drain: called before what the probe still holds is dropped.
+        lock: held by whoever drains; taken here while another probe is put in place.
     """
 
     def __init__(
         self,
         model: keras.Model,
         *,
-        every: int,
+        schedule: Schedule,
+        clock: CallClock,
         on_problem: Callable[[str], None],
         on_error: Callable[[BaseException], None],
         drain: Callable[[], None],
+        lock: threading.RLock,
     ) -> None:
         self._model = model
-        self._every = every
+        self._schedule = schedule
+        self._clock = clock
         self._on_problem = on_problem
         self._on_error = on_error
         self._drain = drain
+        self._lock = lock
         self._probe: Probe | None = None
         self._before = 0
         self._hooks = InstanceHooks()
@@ -106,6 +116,16 @@ class Instrument:
         """What is measured. `None`: nothing is."""
         return None if self._probe is None else self._probe.layout(step=step, time=time)
 
+    def set_interval(self, every: int) -> None:
+        """Samples every n-th step from now on, without a new trace."""
+        self._schedule.every = every
+        if self._probe is not None:
+            self._probe.driver.set_interval(every)
+
+    def take_sample_costs(self) -> list[float]:
+        """Seconds each sampled step took longer, where that is measured directly; else empty."""
+        return [] if self._probe is None else self._probe.driver.take_sample_costs()
+
     @property
     def series_names(self) -> list[str]:
         """Columns of `Drained.rows`."""
@@ -116,7 +136,7 @@ class Instrument:
         """Steps after which values would be overwritten."""
         if self._probe is None:
             return sys.maxsize
-        return min(self._probe.capacity, self._probe.slots * max(self._every, 1))
+        return self._probe.driver.capacity
 
     def drain(self) -> Drained | None:
         """Takes what accumulated, with steps counted since `install`. `None` when there is nothing."""
@@ -129,11 +149,13 @@ class Instrument:
         return drained._replace(first=drained.first + before, sample_steps=drained.sample_steps + before)
 
     def _attach(self) -> None:
-        replicas = getattr(getattr(self._model, "distribute_strategy", None), "num_replicas_in_sync", 1)
         try:
-            if replicas > 1:
-                raise NotImplementedError(f"the model runs on {replicas} replicas")
-            self._probe = Probe(self._model, every=self._every, on_problem=self._on_problem)
+            self._probe = Probe(
+                self._model,
+                schedule=self._schedule.restarted(),
+                clock=self._clock,
+                on_problem=self._on_problem,
+            )
             self._probe.install()
         except Exception as error:  # noqa: BLE001 (measuring must never stop a training)
             self._give_up(error)
@@ -158,17 +180,23 @@ class Instrument:
 
     def _make_train_function(self) -> None:
         self._model.train_function = None
-        self._model.make_train_function()
+        making = (
+            contextlib.nullcontext() if self._probe is None else self._probe.train_function_in_the_making()
+        )
+        with making:
+            self._model.make_train_function()
         self._guard = self._hooks.wrap(self._model, "train_function", self._guarded)
 
     def _guarded(self, train_function: Callable[..., Any]) -> Callable[..., Any]:
         def guarded_train_function(*args: Any) -> Any:
+            self._clock.begin()
             try:
                 self._last_logs = self._call(train_function, *args)
             except BaseException as error:
                 if not _ends_epoch(error):
                     self._on_error(error)
                 raise
+            self._clock.end()
             return self._last_logs
 
         return guarded_train_function
@@ -180,7 +208,7 @@ class Instrument:
         except Exception as error:
             if self._probe is None:
                 raise
-            if self._probe.is_ours(error):
+            if self._probe.driver.is_ours(error):
                 # An operation of ours failed while the step ran. Its batch is lost; Keras counts it as trained.
                 self._fall_back(error)
                 return self._last_logs
@@ -194,9 +222,10 @@ class Instrument:
         return logs
 
     def _fall_back(self, error: Exception) -> None:
-        self._drain()
-        self._give_up(error)
-        self._make_train_function()
+        with self._lock:
+            self._drain()
+            self._give_up(error)
+            self._make_train_function()
 
 
 def _raised_here(trace: TracebackType | None) -> bool:

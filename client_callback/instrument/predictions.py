@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -14,6 +15,7 @@ from keras import ops
 
 from client_callback.instrument import statistics
 from client_callback.instrument.statistics import Tensor
+from client_callback.instrument.table import Table, total
 from client_callback.wire.protocol import Statistic
 
 TaskKind = Literal["classification", "binary", "regression", "unknown"]
@@ -57,10 +59,6 @@ class Task(NamedTuple):
     """Of the output."""
 
 
-Table = tuple[Statistic, Callable[[], Tensor]]
-"""A statistic and how to compute one row of it, float32[number of labels]."""
-
-
 def infer_task(loss: Any, targets: Tensor, predictions: Tensor) -> Task:
     """The task, from the compiled loss and, where that says nothing, from shapes and dtypes.
 
@@ -84,36 +82,31 @@ def infer_task(loss: Any, targets: Tensor, predictions: Tensor) -> Task:
     return Task("binary" if units == 2 else "classification", units, from_logits, units)
 
 
-def tables(task: Task, targets: Tensor, predictions: Tensor) -> list[Table]:
-    """The tables that describe one batch of predictions for this kind of task."""
+def tables(task: Task, targets: Tensor, predictions: Tensor, miss: Callable[[str], None]) -> list[Table]:
+    """The tables that describe one batch of predictions for this kind of task. `miss`: told what is cut."""
     if task.kind == "classification":
-        return _classification_tables(task, targets, predictions)
+        return _classification_tables(task, targets, predictions, miss)
     if task.kind == "binary":
         return (_two_class_tables if task.units == 2 else _one_unit_tables)(task, targets, predictions)
     return _value_tables(targets, predictions)
 
 
-def _classification_tables(task: Task, targets: Tensor, predictions: Tensor) -> list[Table]:
+def _classification_tables(
+    task: Task, targets: Tensor, predictions: Tensor, miss: Callable[[str], None]
+) -> list[Table]:
     scores, labels = _scores_and_labels(task, targets, predictions)
 
     def confidence() -> Tensor:
         scaled = ops.softmax(ops.cast(scores, "float32")) if task.from_logits else scores
         return statistics.histogram(ops.max(scaled, axis=-1), 0.0, 1.0, statistics.CONFIDENCE_BINS)
 
-    made: list[Table] = []
+    made = [Table(_confidence("confidence", "Probability of the predicted class"), confidence, total)]
+    predicted = functools.cache(lambda: ops.argmax(scores, axis=-1))
     if task.classes <= statistics.MAX_CLASSES:
         names = tuple(str(index) for index in range(task.classes))
-        made = [
-            (
-                _class_counts("predicted_counts", "Predictions per class in the batch", names),
-                lambda: statistics.counts(ops.argmax(scores, axis=-1), task.classes),
-            ),
-            (
-                _class_counts("target_counts", "True labels per class in the batch", names),
-                lambda: statistics.counts(labels, task.classes),
-            ),
-        ]
-    return [*made, (_confidence("confidence", "Probability of the predicted class"), confidence)]
+        return [*_count_tables(names, labels, predicted), *made]
+    miss(f"counts of each of {task.classes} classes: the {statistics.TOP_CLASSES} most frequent are named")
+    return [*_top_tables(task.classes, labels, predicted), *made]
 
 
 def _two_class_tables(task: Task, targets: Tensor, predictions: Tensor) -> list[Table]:
@@ -130,29 +123,66 @@ def _one_unit_tables(task: Task, targets: Tensor, predictions: Tensor) -> list[T
 
 
 def _binary_tables(positive: Tensor, probabilities: Tensor) -> list[Table]:
-    labels = ("0", "1")
-
     def confidence_of(true_class: bool) -> Tensor:
         chosen = positive if true_class else ops.logical_not(positive)
         kept = ops.where(chosen, probabilities, float("nan"))
         return statistics.histogram(kept, 0.0, 1.0, statistics.CONFIDENCE_BINS)
 
+    confidences = [
+        Table(
+            _confidence(f"confidence_{number}", f"Probability of class 1 where the true class is {number}"),
+            functools.partial(confidence_of, bool(number)),
+            total,
+        )
+        for number in (0, 1)
+    ]
+    return [*_count_tables(("0", "1"), positive, lambda: probabilities > 0.5), *confidences]
+
+
+def _count_tables(names: tuple[str, ...], labels: Tensor, predicted: Callable[[], Tensor]) -> list[Table]:
+    """Class numbers of labels and predictions, [N] each."""
+    confusion = functools.cache(lambda: statistics.confusion_counts(labels, predicted(), len(names)))
+    doc = "How often each true class (label) was predicted as each class (column) in the batch"
+    layout = Statistic(name="confusion", of="classes", labels=names, columns=names, unit="count", doc=doc)
     return [
-        (
-            _class_counts("predicted_counts", "Predictions per class in the batch", labels),
-            lambda: statistics.counts(probabilities > 0.5, 2),
+        Table(
+            _class_counts("predicted_counts", "Predictions per class in the batch", names),
+            lambda: ops.sum(confusion(), axis=0),
+            total,
         ),
-        (
-            _class_counts("target_counts", "True labels per class in the batch", labels),
-            lambda: statistics.counts(positive, 2),
+        Table(
+            _class_counts("target_counts", "True labels per class in the batch", names),
+            lambda: ops.sum(confusion(), axis=1),
+            total,
         ),
-        (
-            _confidence("confidence_0", "Probability of class 1 where the true class is 0"),
-            lambda: confidence_of(False),
+        Table(layout, confusion, total),
+    ]
+
+
+def _top_tables(classes: int, labels: Tensor, predicted: Callable[[], Tensor]) -> list[Table]:
+    """Where there are too many classes for a row each. Of the first replica's part, where there are several."""
+    ranks = tuple(str(rank) for rank in range(1, statistics.TOP_CLASSES + 1))
+    columns = ("class", "count")
+    doc = "The most frequent classes among the batch's"
+    return [
+        Table(
+            Statistic(
+                name="top_predicted", of="values", labels=ranks, columns=columns, doc=f"{doc} predictions"
+            ),
+            lambda: statistics.top_counts(predicted(), classes),
         ),
-        (
-            _confidence("confidence_1", "Probability of class 1 where the true class is 1"),
-            lambda: confidence_of(True),
+        Table(
+            Statistic(
+                name="top_targets", of="values", labels=ranks, columns=columns, doc=f"{doc} true labels"
+            ),
+            lambda: statistics.top_counts(labels, classes),
+        ),
+        Table(
+            Statistic(
+                name="correct", of="values", labels=("correct",), unit="count", doc="Right predictions"
+            ),
+            lambda: statistics.number_correct(labels, predicted()),
+            total,
         ),
     ]
 
@@ -180,13 +210,13 @@ def _value_tables(targets: Tensor, predictions: Tensor) -> list[Table]:
 def _moving(name: str, doc: str, values: Callable[[], Tensor]) -> list[Table]:
     bins = tuple(str(index) for index in range(statistics.VALUE_BINS))
     return [
-        (
+        Table(
             Statistic(
                 name=name, of="histogram", labels=bins, unit="count", doc=f"{doc}; bins span {name}_range"
             ),
             lambda: statistics.moving_histogram(values())[0],
         ),
-        (
+        Table(
             Statistic(name=f"{name}_range", of="values", labels=("low", "high"), doc=f"Range of {name}"),
             lambda: statistics.moving_histogram(values())[1],
         ),

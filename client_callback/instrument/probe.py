@@ -1,35 +1,31 @@
 """True per-step values and sampled statistics of a compiled train step, kept on the device until drained.
 
-The callback installs a `Probe` before the first trace, drains it between batches, and removes it at the end. While
-Keras traces the step, `capture` hands over the tensors that pass by, and this module turns them into one row per
-step and one vector per sampled step. A statistic that cannot be computed is left out and named in `missing`; a
-train step that cannot be traced with the probe is trained without it.
+The callback installs a `Probe` before the first trace, drains it while training goes on, and removes it at the end.
+While Keras traces (or, eagerly, runs) the step, `capture` catches the tensors that pass by; this module makes them
+one row per step, `sampler` one vector per sampled step; the backend's driver keeps both until they are drained. A
+statistic that cannot be computed is left out and named in `missing`; a train step that cannot be traced with the
+probe is trained without it.
 """
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable
-from typing import Any, NamedTuple, ParamSpec
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import keras
-import numpy as np
 from keras import ops
 
+from client_callback.instrument import replicas
+from client_callback.instrument.backends import make_driver
 from client_callback.instrument.capture import Capture, CapturedStep
-from client_callback.instrument.sampler import Sampler, gradient_scale, usable_gradients
+from client_callback.instrument.clock import CallClock
+from client_callback.instrument.gradient_tables import examples_of, gradient_scale, usable_gradients
+from client_callback.instrument.layers import described_layers
+from client_callback.instrument.sampler import Sampler
+from client_callback.instrument.schedule import Schedule
 from client_callback.instrument.statistics import Tensor
 from client_callback.wire.protocol import Float32, Instrumented, Int64, Series
-
-_P = ParamSpec("_P")
-
-BACKENDS = {"tensorflow": "client_callback.instrument.tensorflow"}
-"""Keras backend → the module that knows its buffers and graphs."""
-
-CAPACITY = 1024
-"""Rows of the step ring: well above what runs between two drains (0.1 s); at least four calls' worth."""
-MAX_SAMPLE_BYTES = 32 << 20
-"""Device memory the sample ring may take."""
 
 
 class Drained(NamedTuple):
@@ -41,7 +37,7 @@ class Drained(NamedTuple):
     """float32[n, number of series]."""
     sample_steps: Int64
     samples: dict[str, Float32]
-    """Statistic → float32[m, number of labels]."""
+    """Statistic → float32[m, width]."""
     lost: int
     """Steps that were overwritten before this drain."""
 
@@ -51,49 +47,59 @@ class Probe:
 
     Args:
         model: compiled, its optimizer built.
-        every: steps between two sampled ones; 0 samples none.
+        schedule: which steps are sampled.
+        clock: told when a batch is ready, where that can be seen.
         on_problem: told once about each thing that cannot be measured.
+
+    Raises:
+        NotImplementedError: this model's train step cannot be measured.
     """
 
-    def __init__(self, model: keras.Model, *, every: int, on_problem: Callable[[str], None]) -> None:
-        backend = keras.backend.backend()
-        if backend not in BACKENDS:
-            raise NotImplementedError(
-                f"values inside the train step are read on {', '.join(BACKENDS)}; this is {backend}"
-            )
-        self._backend: Any = importlib.import_module(BACKENDS[backend])
-        self._model = model
-        self._every = every
-        self._on_problem = on_problem
-        self._capture = Capture(
+    def __init__(
+        self, model: keras.Model, *, schedule: Schedule, clock: CallClock, on_problem: Callable[[str], None]
+    ) -> None:
+        self.model = model
+        self.schedule = schedule
+        self.clock = clock
+        self.driver = make_driver(self)
+        self.layers, cut = described_layers(model) if schedule.every else ([], "")
+        self.capture = Capture(
             model,
-            on_step=self._safely(self._write),
-            on_update=self._safely(self._write_updates),
-            before_update=self._safely(self._clear_updates),
+            layers={layer.name: layer.layer for layer in self.layers if layer.activation is not None},
+            targets_from=self.driver.targets_from,
         )
-        self._steps_per_call = int(getattr(model, "steps_per_execution", 1) or 1)
-        self.capacity = max(CAPACITY, 4 * self._steps_per_call)
-        """Steps that fit between two drains."""
-        self.slots = self._fitting_slots()
-        """Sampled steps that fit between two drains."""
-        self._buffers: Any = None
-        self._sampler: Sampler | None = None
-        self._series: list[Series] = []
-        self._missing: list[str] = []
-        self._announced: Instrumented | None = None
-        self._read_steps = 0
-        self._read_samples = 0
+        self.making_train_function = False
+        """While Keras makes the train function, which it builds with the same method as others."""
         self.failure: Exception | None = None
         """What went wrong while a train step was traced; nothing is measured in it then."""
+        self._on_problem = on_problem
+        self._sampler: Sampler | None = None
+        self._columns: list[Series] = []
+        """Of a row as a replica writes it."""
+        self._series: list[Series] = []
+        self._missing: list[str] = [cut] if cut else []
+        self._announced: Instrumented | None = None
+        self._read_steps = 0
         self._traced = False
 
     def install(self) -> None:
         """Hooks the model; the next trace is measured."""
-        self._capture.install()
+        self.capture.install()
+        self.driver.install()
 
     def remove(self) -> None:
         """Takes the hooks off. What was measured can still be drained."""
-        self._capture.remove()
+        self.driver.remove()
+        self.capture.remove()
+
+    @contextlib.contextmanager
+    def train_function_in_the_making(self) -> Iterator[None]:
+        """Inside, `model.make_train_function` is called."""
+        self.making_train_function = True
+        try:
+            yield
+        finally:
+            self.making_train_function = False
 
     @property
     def steps(self) -> int:
@@ -113,7 +119,7 @@ class Probe:
 
     def layout(self, *, step: int, time: float) -> Instrumented:
         """What is measured, as the event that says so."""
-        sampler = self._prepare()[1]
+        sampler = self.sampler
         return Instrumented(
             step=step,
             time=time,
@@ -123,112 +129,112 @@ class Probe:
             task=sampler.task,
         )
 
-    def is_ours(self, error: BaseException) -> bool:
-        """Whether an operation of this probe failed while the step ran."""
-        return bool(self._backend.is_ours(error))
-
     @property
     def series_names(self) -> list[str]:
         """Columns of `Drained.rows`."""
         return [series.name for series in self._series]
 
     def drain(self) -> Drained:
-        """Takes what accumulated; waits for the device."""
-        if self._buffers is None or self._sampler is None:
-            return Drained(0, np.empty((0, 0), np.float32), np.empty(0, np.int64), {}, 0)
-        first, rows = self._buffers.read_rows(self._read_steps)
-        lost = first - self._read_steps
-        self._read_steps = first + len(rows)
-        number, sample_steps, matrix = self._buffers.read_samples(self._read_samples)
-        self._read_samples = number + len(sample_steps)
-        samples = self._sampler.split(matrix) if len(sample_steps) else {}
-        return Drained(first, rows, sample_steps, samples, lost)
+        """Takes what accumulated; may wait for the device."""
+        waiting = self.driver.drain()
+        lost = max(0, waiting.first - self._read_steps)
+        steps = waiting.rows.shape[1]
+        self._read_steps = waiting.first + steps
+        samples = self.sampler.split(waiting.samples) if len(waiting.sample_steps) else {}
+        return Drained(
+            waiting.first, replicas.join(self._columns, waiting.rows), waiting.sample_steps, samples, lost
+        )
 
     # ── Inside the trace ────────────────────────────────────────────────────────────────────────────
 
-    def _prepare(self) -> tuple[Any, Sampler]:
-        """The buffers, made at the first call: only then has every model its variables."""
-        if self._buffers is None or self._sampler is None:
-            variables = list(self._model.trainable_variables)
-            self.slots = self._fitting_slots()
-            self._buffers = self._backend.DeviceBuffers(
-                capacity=self.capacity, slots=self.slots, variables=len(variables), every=max(self._every, 1)
-            )
-            self._sampler = Sampler(self._model, variables, self._buffers, self._backend, self._on_problem)
-        return self._buffers, self._sampler
+    @property
+    def variables(self) -> list[Any]:
+        """The trainable ones; known when the first step is traced."""
+        return self.sampler.variables
 
-    def _fitting_slots(self) -> int:
-        wanted = self._steps_per_call // max(self._every, 1) + 32
-        row_bytes = 4 * (8 * len(self._model.trainable_variables) + 1_000)
-        return max(2, min(wanted, MAX_SAMPLE_BYTES // row_bytes))
+    @property
+    def sampler(self) -> Sampler:
+        """Made at the first trace: only then has every model its variables."""
+        if self._sampler is None:
+            self._sampler = Sampler(self.model, self.layers, self.driver, self._on_problem)
+        return self._sampler
 
-    def _write(self, step: CapturedStep, logs: Any) -> None:
-        buffers, sampler = self._prepare()
-        with self._backend.scope():
-            row = self._row(step, logs if isinstance(logs, dict) else {}, compiled=sampler.compiled)
-            if self._every:
-                sampler.write(step)
-            nan = ops.convert_to_tensor(float("nan"), "float32")
-            buffers.write_row([row.get(series.name, nan) for series in self._series])
+    def safely(self, body: Callable[[], None]) -> None:
+        """An error of ours must not leave Keras' trace half done, with variables it made never initialised."""
+        if self.failure is not None:
+            return
+        try:
+            body()
+        except Exception as error:  # noqa: BLE001 (measuring must never stop a training)
+            self.failure = error
+
+    def row(self, step: CapturedStep, logs: Any) -> list[Tensor]:
+        """This step's row: a float32 scalar for each series, and more where replicas are to be joined."""
+        cells = self._cells(step, logs if isinstance(logs, dict) else {})
         self._traced = True
+        nan = ops.convert_to_tensor(float("nan"), "float32")
+        return [ops.cast(cells.get(series.name, nan), "float32") for series in self._columns]
 
-    def _row(self, step: CapturedStep, logs: dict[str, Any], *, compiled: bool) -> dict[str, Tensor]:
-        """Series name → float32 scalar; on the first trace also decides which series there are."""
+    def _cells(self, step: CapturedStep, logs: dict[str, Any]) -> dict[str, Tensor]:
+        """Series name → scalar; on the first trace also decides which series there are."""
         measured: dict[str, Tensor] = {}
+        examples = examples_of(step.inputs)
         if self._usable(step.loss):
             measured["loss"] = step.loss
         if self._usable(step.learning_rate):
             measured["learning_rate"] = step.learning_rate
-        gradients = usable_gradients(step, self._backend)
+        gradients = usable_gradients(step, self.driver)
         if gradients:
-            squares = [self._backend.squared_norm(g, compiled=compiled) for g in gradients.values()]
-            measured["grad_norm"] = ops.sqrt(ops.sum(ops.stack(squares))) / gradient_scale(step)
+            measured["grad_norm"] = self._norm(gradients) / gradient_scale(step)
+        if self._usable(step.loss_scale) and not isinstance(step.loss_scale, float):
+            measured["loss_scale"] = step.loss_scale
+        counts: dict[str, Tensor] = {}
         for name, increments in step.metric_sums.items():
             if all(self._usable(total) and self._usable(count) for total, count in increments):
                 total = sum(ops.cast(total, "float32") for total, _ in increments)
-                count = sum(ops.cast(count, "float32") for _, count in increments)
-                measured.setdefault(name, ops.divide_no_nan(total, count))
+                counts[name] = sum(ops.cast(count, "float32") for _, count in increments)
+                measured.setdefault(name, ops.divide_no_nan(total, counts[name]))
         running = {
             name: value
             for name, value in logs.items()
             if name not in measured and self._usable(value) and not tuple(getattr(value, "shape", ()))
         }
-        if not self._series:
+        if examples is not None:
+            measured["examples"] = examples
+        if self.driver.replicas > 1:
+            measured |= self._replica_cells(step, counts)
+        if not self._columns:
             self._choose_series(measured, running)
-        return {name: ops.cast(value, "float32") for name, value in (measured | running).items()}
+        return measured | running
+
+    def _replica_cells(self, step: CapturedStep, counts: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What is needed to join the replicas: the weight of each mean, and the norm of each one's gradient."""
+        cells = {f"{replicas.WEIGHT}{name}": count for name, count in counts.items()}
+        if step.gradients and all(self._usable(gradient) for gradient in step.gradients.values()):
+            # The loss was divided by the number of replicas, so that the gradients add up to the whole one.
+            scale = gradient_scale(step) / self.driver.replicas
+            cells[replicas.LOCAL_NORM] = self._norm(step.gradients) / scale
+        return cells
+
+    def _norm(self, gradients: dict[int, Tensor]) -> Tensor:
+        squares = self.driver.squared_norms(list(gradients.values()))
+        return ops.sqrt(sum(squares[1:], squares[0]))
 
     def _choose_series(self, measured: dict[str, Tensor], running: dict[str, Any]) -> None:
         names = sorted(measured | running, key=lambda name: _ORDER.get(name, len(_ORDER)))
-        self._series = [Series(name=name, kind="batch" if name in measured else "running") for name in names]
+        self._columns = [
+            Series(
+                name=name, kind="timing" if name == "examples" else "batch" if name in measured else "running"
+            )
+            for name in names
+        ]
+        self._series = replicas.joined_series(self._columns, self.driver.replicas)
         for name, why in _EXPECTED.items():
             if name not in measured:
                 self._miss(f"{name} of each step: {why}")
 
-    def _write_updates(self, step: CapturedStep) -> None:
-        if self._every:
-            with self._backend.scope():
-                self._prepare()[1].write_updates(step)
-
-    def _clear_updates(self) -> None:
-        if self._every:
-            with self._backend.scope():
-                self._prepare()[1].clear_updates()
-
-    def _safely(self, body: Callable[_P, None]) -> Callable[_P, None]:
-        """An error of ours must not leave Keras' trace half done, with variables it made never initialised."""
-
-        def guarded(*args: _P.args, **kwargs: _P.kwargs) -> None:
-            if self.failure is not None:
-                return
-            try:
-                body(*args, **kwargs)
-            except Exception as error:  # noqa: BLE001 (measuring must never stop a training)
-                self.failure = error
-
-        return guarded
-
     def _usable(self, tensor: Any) -> bool:
-        return tensor is not None and bool(self._backend.reachable(tensor))
+        return tensor is not None and self.driver.reachable(tensor)
 
     def _miss(self, what: str) -> None:
         if what not in self._missing:

@@ -1,64 +1,58 @@
 """The statistics of sampled steps: which there are for a model, and one vector of them for each sampled step.
 
-`probe` calls a `Sampler` while the train step is traced. A statistic that cannot be computed is left out and named;
-the others go on.
+A driver calls `vector` while the train step is traced (or run). A statistic that cannot be computed is left out and
+named; the others go on.
 """
 
 from __future__ import annotations
 
-import functools
+import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import keras
 import numpy as np
 from keras import ops
 
-from client_callback.instrument import predictions, statistics
-from client_callback.instrument.capture import CapturedStep, innermost
+from client_callback.instrument import batch_tables, predictions, statistics
+from client_callback.instrument.capture import CapturedStep
+from client_callback.instrument.gradient_tables import GradientTables, Previous
+from client_callback.instrument.layers import DescribedLayer
 from client_callback.instrument.statistics import Tensor
+from client_callback.instrument.table import Table, mean
 from client_callback.wire.protocol import Float32, Statistic
 
-GRADIENT_STATISTICS = (
-    ("gradient_norm", "‖g‖ before clipping"),
-    ("gradient_mean_abs", "Mean |g|"),
-    ("gradient_max_abs", "Largest |g|"),
-    ("gradient_zero_share", "Share of gradient entries that are exactly 0"),
-    ("gradient_non_finite", "Gradient entries that are NaN or infinite"),
-)
-NO_GRADIENT = (0.0, 0.0, 0.0, 1.0, 0.0)
-"""Those of a variable that no gradient reaches."""
-INPUT_LABELS = ("mean", "std", "min", "max", "non_finite")
+if TYPE_CHECKING:
+    from client_callback.instrument.backends import Driver
 
 Place = Literal["aside", "branch"]
 
 
 class Sampler:
-    """Writes one vector of statistics per sampled step into the buffers.
+    """Makes one vector of statistics per sampled step.
 
     Args:
         model: being traced.
-        variables: its trainable variables.
-        buffers: on the device.
-        backend: the module that knows the device's graphs.
+        layers: those to describe.
+        driver: knows the device's graphs.
         on_problem: told once about each statistic that fails.
     """
 
     def __init__(
         self,
         model: keras.Model,
-        variables: list[Any],
-        buffers: Any,
-        backend: Any,
+        layers: list[DescribedLayer],
+        driver: Driver,
         on_problem: Callable[[str], None],
     ) -> None:
         self._model = model
-        self._variables = variables
-        self._labels = variable_labels(variables)
-        self._buffers = buffers
-        self._backend = backend
+        self.variables = list(model.trainable_variables)
+        self._layers = layers
+        self._driver = driver
         self._on_problem = on_problem
-        self._layout: dict[Place, list[Statistic]] = {}
+        labels = variable_labels(self.variables)
+        self._gradients = GradientTables(self.variables, labels, layers, driver, self.miss)
+        self._layout: dict[Place, list[Table]] = {}
         self._broken: set[str] = set()
         self.missing: list[str] = []
         """What cannot be told of this model, each with its reason."""
@@ -67,129 +61,87 @@ class Sampler:
     @property
     def statistics(self) -> list[Statistic]:
         """In the order in which `split` finds them."""
-        return [statistic for layout in self._layout.values() for statistic in layout]
-
-    def split(self, matrix: Float32) -> dict[str, Float32]:
-        """Statistic → its columns of float32[n, width]."""
-        widths = [len(statistic.labels) for statistic in self.statistics]
-        parts = np.split(matrix, np.cumsum(widths)[:-1], axis=1)
-        return {statistic.name: part for statistic, part in zip(self.statistics, parts, strict=True)}
-
-    def write(self, step: CapturedStep) -> None:
-        """Called once per trace, at the end of the train step."""
-        if self.compiled:
-            # XLA keeps a gradient whole when a branch depends on it, and then rounds the update differently.
-            # Reduced in every step, outside any branch, it is fused, and training stays bit-identical.
-            self._write("aside", self._variable_tables(step))
-        self._backend.when(self._buffers.sampled(), lambda: self._write("branch", self._branch_tables(step)))
-
-    def write_updates(self, step: CapturedStep) -> None:
-        """Called in the graph in which the optimizer has just applied its update."""
-        norms = functools.partial(self._update_norms, step)
-        if self.compiled:
-            self._buffers.updates.assign(norms())
-        else:
-            self._backend.when(self._buffers.sampled(), lambda: self._buffers.updates.assign(norms()))
-
-    def clear_updates(self) -> None:
-        """Before an update that may be skipped (accumulation, an overflowing loss scale): it moves nothing then."""
-        optimizer = self._model.optimizer
-        if innermost(optimizer) is not optimizer or getattr(optimizer, "gradient_accumulation_steps", None):
-            self._buffers.updates.assign(ops.zeros((len(self._variables),), dtype="float32"))
+        return [table.statistic for layout in self._layout.values() for table in layout]
 
     @property
-    def compiled(self) -> bool:
-        """Whether the step runs inside XLA."""
-        return bool(getattr(self._model, "jit_compile", False))
+    def width(self) -> int:
+        """Numbers in a sample; 0 until one was traced."""
+        return sum(statistic.width for statistic in self.statistics)
+
+    def split(self, samples: Float32) -> dict[str, Float32]:
+        """float32[replicas, n, width] → statistic → its float32[n, width] of the whole batch."""
+        tables = [table for layout in self._layout.values() for table in layout]
+        widths = [table.statistic.width for table in tables]
+        parts = np.split(samples, np.cumsum(widths)[:-1], axis=2)
+        return {
+            table.statistic.name: table.join(part) if len(part) > 1 else part[0]
+            for table, part in zip(tables, parts, strict=True)
+        }
+
+    def vector(self, place: Place, step: CapturedStep, previous: Previous | None) -> Tensor:
+        """The statistics that belong to a place, float32[width].
+
+        Args:
+            place: `aside` for those of the gradient where they must not be computed in a branch, `branch` for the
+                others; where everything is computed in one place, all in `branch`.
+            step: that ends.
+            previous: the gradient of the step before. `None`: gradients are not described in this place.
+        """
+        tables: list[Table] = []
+        if previous is not None:
+            tables += self._gradients.make(step, previous, histograms=place == "branch")
+        if place == "aside":
+            self.miss("gradient_histogram: computed in every step inside XLA, it would cost too much")
+        else:
+            tables += self._gradients.weight_tables(step)
+            for what, make in _OF_THE_BATCH.items():
+                tables += self._made(what, make, step)
+        parts = self._compute(tables)
+        layout = self._layout.setdefault(place, [table for table in tables if table.statistic.name in parts])
+        columns = [
+            parts.get(table.statistic.name, ops.full((table.statistic.width,), math.nan, dtype="float32"))
+            for table in layout
+        ]
+        return ops.concatenate(columns) if columns else ops.zeros((0,), dtype="float32")
+
+    def sketch(self, step: CapturedStep) -> Tensor | None:
+        """Some entries of the gradient, float32[m], to be compared with the next step's."""
+        return self._gradients.sketch(step)
 
     def miss(self, what: str) -> None:
         """Notes what cannot be told, once."""
         if what not in self.missing:
             self.missing.append(what)
 
-    def _write(self, place: Place, tables: list[predictions.Table]) -> None:
-        parts = self._compute(tables)
-        layout = self._layout.setdefault(
-            place, [statistic for statistic, _ in tables if statistic.name in parts]
-        )
-        if not layout:
-            return
-        columns = [
-            parts.get(statistic.name, ops.full((len(statistic.labels),), float("nan"), dtype="float32"))
-            for statistic in layout
-        ]
-        write = self._buffers.write_aside if place == "aside" else self._buffers.write_sample
-        write(ops.concatenate(columns))
-
-    def _compute(self, tables: list[predictions.Table]) -> dict[str, Tensor]:
+    def _compute(self, tables: list[Table]) -> dict[str, Tensor]:
         parts: dict[str, Tensor] = {}
-        for statistic, compute in tables:
-            if statistic.name in self._broken:
+        for table in tables:
+            name = table.statistic.name
+            if name in self._broken:
                 continue
             try:
-                value = ops.cast(compute(), "float32")
-                parts[statistic.name] = ops.reshape(value, (len(statistic.labels),))
+                value = ops.cast(table.compute(), "float32")
+                parts[name] = ops.reshape(value, (table.statistic.width,))
             except Exception as error:  # noqa: BLE001 (a statistic must never stop a training)
-                self._broken.add(statistic.name)
-                self.miss(f"{statistic.name}: {type(error).__name__}: {error}")
-                self._on_problem(f"the statistic {statistic.name} is not recorded: {error}")
+                self._broken.add(name)
+                self.miss(f"{name}: {type(error).__name__}: {error}")
+                self._on_problem(f"the statistic {name} is not recorded: {error}")
         return parts
 
-    def _branch_tables(self, step: CapturedStep) -> list[predictions.Table]:
-        return [
-            *([] if self.compiled else self._variable_tables(step)),
-            (self._of_variables("weight_norm", "‖w‖ after the step"), self._weight_norms),
-            *self._made("predictions", self._prediction_tables, step),
-            *self._made("inputs", self._input_tables, step),
-        ]
-
-    def _made(
-        self, what: str, make: Callable[[CapturedStep], list[predictions.Table]], step: CapturedStep
-    ) -> list[predictions.Table]:
-        """Tables about the user's own data, which may be of any kind."""
+    def _made(self, what: str, make: _Maker, step: CapturedStep) -> list[Table]:
+        """Tables about the user's own data and layers, which may be of any kind."""
         try:
-            return make(step)
+            return make(self, step)
         except Exception as error:  # noqa: BLE001 (a statistic must never stop a training)
             self.miss(f"{what}: {type(error).__name__}: {error}")
             return []
 
-    def _variable_tables(self, step: CapturedStep) -> list[predictions.Table]:
-        gradients = usable_gradients(step, self._backend)
-        if not gradients:
-            return []
-        unreached = [label for index, label in enumerate(self._labels) if index not in gradients]
-        if unreached:
-            self.miss(f"no gradient reaches {', '.join(unreached)}; it counts as 0")
-        scale = gradient_scale(step)
-        rows = [
-            self._gradient_row(gradients[index], scale) if index in gradients else NO_GRADIENT
-            for index in range(len(self._labels))
-        ]
-
-        def column(position: int) -> Tensor:
-            return ops.stack([ops.convert_to_tensor(row[position], "float32") for row in rows])
-
-        made: list[predictions.Table] = [
-            (self._of_variables(name, doc), functools.partial(column, position))
-            for position, (name, doc) in enumerate(GRADIENT_STATISTICS)
-        ]
-        doc = "‖Δw‖: the optimizer's step with its weight decay, before constraints"
-        return [*made, (self._of_variables("update_norm", doc), lambda: self._buffers.updates)]
-
-    def _gradient_row(self, gradient: Tensor, scale: Tensor) -> list[Tensor]:
-        values, size = self._backend.entries(gradient, compiled=self.compiled)
-        mean, largest, zeros, non_finite = statistics.gradient_statistics(values, size)
-        return [statistics.norm(values) / scale, mean / scale, largest / scale, zeros, non_finite]
-
-    def _weight_norms(self) -> Tensor:
-        return ops.stack([statistics.norm(ops.convert_to_tensor(variable)) for variable in self._variables])
-
-    def _prediction_tables(self, step: CapturedStep) -> list[predictions.Table]:
+    def _prediction_tables(self, step: CapturedStep) -> list[Table]:
         outputs, targets = keras.tree.flatten(step.predictions), keras.tree.flatten(step.targets)
         if not outputs or not targets or outputs[0] is None or targets[0] is None:
             self.miss("predictions: the train step does not call compute_loss(x, y, y_pred)")
             return []
-        if not self._backend.reachable(outputs[0]) or not self._backend.reachable(targets[0]):
+        if not self._driver.reachable(outputs[0]) or not self._driver.reachable(targets[0]):
             self.miss("predictions: they are computed in an inner loop or branch of the train step")
             return []
         if len(outputs) > 1:
@@ -197,53 +149,55 @@ class Sampler:
         loss = first_loss(getattr(self._model, "loss", None), step.predictions, self._model)
         task = predictions.infer_task(loss, targets[0], outputs[0])
         self.task = task.kind
-        return predictions.tables(task, targets[0], outputs[0])
+        if self._driver.replicas > 1 and task.kind not in ("classification", "binary"):
+            self.miss("predictions of all replicas but the first: the ranges of their histograms differ")
+        return predictions.tables(task, targets[0], outputs[0], self.miss)
 
-    def _input_tables(self, step: CapturedStep) -> list[predictions.Table]:
-        made: list[predictions.Table] = []
-        inputs = [value for value in keras.tree.flatten(step.inputs) if self._backend.reachable(value)]
-        for number, values in enumerate(inputs):
-            if not hasattr(values, "dtype") or "string" in str(values.dtype):
-                self.miss(f"statistics of input {number}: it holds no numbers")
-                continue
-            name = "input" if len(inputs) == 1 else f"input_{number}"
-            layout = Statistic(name=name, of="values", labels=INPUT_LABELS, doc="Of the batch's input values")
-            made.append((layout, functools.partial(_input_statistics, values)))
-        return made
+    def _activation_tables(self, step: CapturedStep) -> list[Table]:
+        known = {
+            layer.name: (layer, step.activations[layer.name])
+            for layer in self._layers
+            if layer.name in step.activations and self._driver.reachable(step.activations[layer.name])
+        }
+        wanted = [layer.name for layer in self._layers if layer.activation is not None]
+        lost = [name for name in wanted if name not in known]
+        if lost:
+            self.miss(
+                f"activations of {len(lost)} of {len(wanted)} layers: they are computed out of reach, or not at all"
+            )
+        if not known:
+            return []
+        layout = Statistic(
+            name="activations",
+            of="layers",
+            labels=tuple(known),
+            columns=statistics.ACTIVATION_LABELS,
+            doc="Of each layer's output: shares of exact zeros and of saturated entries, mean, standard deviation, "
+            "and the units that are 0 for the whole batch",
+        )
 
-    def _update_norms(self, step: CapturedStep) -> Tensor:
-        moves: dict[int, list[tuple[int, Tensor]]] = {}
-        for index, sign, value in step.updates:
-            moves.setdefault(index, []).append((sign, value))
-        norms = [self._update_norm(index, moves.get(index, [])) for index in range(len(self._variables))]
-        return ops.stack([ops.cast(value, "float32") for value in norms])
+        def rows() -> Tensor:
+            return ops.stack(
+                [
+                    statistics.activation_statistics(outputs, layer.activation)
+                    for layer, outputs in known.values()
+                ]
+            )
 
-    def _update_norm(self, index: int, moves: list[tuple[int, Tensor]]) -> Tensor:
-        """‖Δw‖ of one variable, without a copy of it.
+        return [Table(layout, rows, mean)]
 
-        Decoupled weight decay takes c·w first (c = learning rate × weight decay), then the optimizer adds its
-        step s: w′ = (1 − c)·w + s. So Δw = w′ − w = (s − c·w′) / (1 − c).
-        """
-        if not moves:
-            return 0.0
-        decay = self._decay(index)
-        if decay is None and len(moves) == 1:
-            return ops.sqrt(self._backend.squared_norm(moves[0][1], compiled=self.compiled))
-        total = sum(sign * self._backend.dense(value) for sign, value in moves)
-        if decay is not None:
-            weights = ops.cast(ops.convert_to_tensor(self._variables[index]), "float32")
-            total = (total - decay * weights) / (1.0 - decay)
-        return statistics.norm(total)
+    def _input_tables(self, step: CapturedStep) -> list[Table]:
+        inputs = [value for value in keras.tree.flatten(step.inputs) if self._driver.reachable(value)]
+        targets = [value for value in keras.tree.flatten(step.targets) if self._driver.reachable(value)]
+        return batch_tables.tables(inputs, targets, self.miss)
 
-    def _decay(self, index: int) -> Tensor | None:
-        optimizer = innermost(self._model.optimizer)
-        rate = getattr(optimizer, "weight_decay", None)
-        if not rate or not optimizer._use_weight_decay(self._variables[index]):
-            return None
-        return ops.cast(optimizer.learning_rate, "float32") * float(rate)
 
-    def _of_variables(self, name: str, doc: str) -> Statistic:
-        return Statistic(name=name, of="variables", labels=self._labels, doc=doc)
+_Maker = Callable[[Sampler, CapturedStep], list[Table]]
+_OF_THE_BATCH: dict[str, _Maker] = {
+    "predictions": Sampler._prediction_tables,
+    "activations": Sampler._activation_tables,
+    "inputs": Sampler._input_tables,
+}
 
 
 def first_loss(loss: Any, outputs: Any, model: Any) -> Any:
@@ -256,16 +210,6 @@ def first_loss(loss: Any, outputs: Any, model: Any) -> Any:
     return loss
 
 
-def usable_gradients(step: CapturedStep, backend: Any) -> dict[int, Tensor]:
-    """Variable's index → gradient, without those from an inner loop or branch of the train step."""
-    return {index: gradient for index, gradient in step.gradients.items() if backend.reachable(gradient)}
-
-
-def gradient_scale(step: CapturedStep) -> Tensor | float:
-    """What to divide gradients by."""
-    return 1.0 if step.loss_scale is None else ops.cast(step.loss_scale, "float32")
-
-
 def variable_labels(variables: list[Any]) -> tuple[str, ...]:
     """A distinct label for each variable: its path, numbered where paths repeat."""
     seen: dict[str, int] = {}
@@ -274,18 +218,3 @@ def variable_labels(variables: list[Any]) -> tuple[str, ...]:
         number = seen[variable.path] = seen.get(variable.path, -1) + 1
         labels.append(f"{variable.path}:{number}" if number else variable.path)
     return tuple(labels)
-
-
-def _input_statistics(values: Tensor) -> Tensor:
-    return statistics.input_statistics(_first_examples(values))
-
-
-def _first_examples(values: Tensor) -> Tensor:
-    """At most MAX_INPUT_ELEMENTS entries: of the leading examples of the batch."""
-    shape = tuple(values.shape)
-    if not shape:
-        return values
-    per_example = 1
-    for length in shape[1:]:
-        per_example *= int(length or 1)
-    return values[: max(1, statistics.MAX_INPUT_ELEMENTS // max(per_example, 1))]

@@ -1,0 +1,109 @@
+"""What watching costs a training, measured while it runs, and how often it may be sampled for a given share of it."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import deque
+
+MOST_SAMPLES_PER_S = 10.0
+"""More would tell nothing that fewer do not, and would grow the recording."""
+FIRST_INTERVAL = 100
+"""Steps between two sampled ones until their cost is known."""
+LONGEST_INTERVAL = 100_000
+_MEMORY = 64
+"""Calls of each kind whose durations are kept. Few, so that a change of the machine's load is soon forgotten."""
+_ENOUGH = 3
+"""Sampled calls before their cost is believed."""
+
+
+class Budget:
+    """Chooses the interval between sampled steps so that hooks and sampling stay inside a share of the time.
+
+    The cost of a sampled step is how much longer calls of the train function with samples take than those without:
+    the difference of their medians per sample, in seconds, which neither a slow step nor the first, traced ones
+    move. Where the backend measures it directly, that figure is taken.
+
+    Args:
+        share: of the time that training takes, above 0 and below 1. `None`: the interval stays as it is.
+        every: the interval to begin with; 0: nothing is ever sampled.
+    """
+
+    def __init__(self, share: float | None, every: int) -> None:
+        self.share = share
+        self.every = every
+        self._plain: deque[float] = deque(maxlen=_MEMORY)
+        self._sampled: deque[tuple[float, int]] = deque(maxlen=_MEMORY)
+        self._direct: deque[float] = deque(maxlen=_MEMORY)
+        self._steps_per_call = 1.0
+        self.hooks = 0.0
+        """Seconds per call spent in the callback's hooks, lately."""
+        self._hook_samples: deque[float] = deque(maxlen=_MEMORY)
+
+    def note_hooks(self, seconds: float, calls: int) -> None:
+        """Time spent in hooks around some calls of the train function."""
+        if calls:
+            self._hook_samples.append(seconds / calls)
+            self.hooks = statistics.fmean(self._hook_samples)
+
+    def note_call(self, duration: float, steps: int, samples: int) -> None:
+        """One call of the train function: seconds, and how many of its steps were sampled."""
+        if not math.isfinite(duration):
+            return
+        self._steps_per_call += (steps - self._steps_per_call) / _MEMORY if self._plain else steps - 1.0
+        if samples:
+            self._sampled.append((duration, samples))
+        else:
+            self._plain.append(duration)
+
+    def note_sample_costs(self, seconds: list[float]) -> None:
+        """As measured directly by the backend."""
+        self._direct.extend(seconds)
+
+    @property
+    def sampling(self) -> float:
+        """Seconds that a sampled step takes longer than another. NaN: not known yet."""
+        if self._direct:
+            return statistics.median(self._direct)
+        if len(self._sampled) < _ENOUGH:
+            return math.nan
+        if len(self._plain) >= _ENOUGH:
+            base = statistics.median(self._plain)
+            return max(0.0, statistics.median((duration - base) / count for duration, count in self._sampled))
+        # Every call holds samples, so only calls with more and with fewer can be compared.
+        few = min(count for _, count in self._sampled)
+        many = max(count for _, count in self._sampled)
+        if few == many:
+            return math.nan
+        low = statistics.median(duration for duration, count in self._sampled if count == few)
+        high = statistics.median(duration for duration, count in self._sampled if count == many)
+        return max(0.0, (high - low) / (many - few))
+
+    @property
+    def step_seconds(self) -> float:
+        """Of a step that is not sampled. NaN: not known yet."""
+        calls = list(self._plain) or [duration for duration, _ in self._sampled]
+        return statistics.median(calls) / self._steps_per_call if calls else math.nan
+
+    @property
+    def overhead(self) -> float:
+        """Share of the training's time that hooks and sampling take, 0 to 1. NaN: not known yet."""
+        step = self.step_seconds
+        if not step or math.isnan(step):
+            return math.nan
+        sampling = self.sampling if self.every else 0.0
+        per_step = self.hooks / self._steps_per_call + (0.0 if math.isnan(sampling) else sampling) / max(
+            1, self.every
+        )
+        return per_step / (step + per_step)
+
+    def choose(self) -> int:
+        """The interval that keeps inside the budget; the present one as long as too little is known."""
+        step, sampling = self.step_seconds, self.sampling
+        if self.share is None or not self.every or math.isnan(step) or math.isnan(sampling) or step <= 0:
+            return self.every
+        left = self.share * step - self.hooks / self._steps_per_call
+        affordable = LONGEST_INTERVAL if left <= 0 else math.ceil(sampling / left)
+        slowest = math.ceil(1.0 / (MOST_SAMPLES_PER_S * step))
+        self.every = max(1, slowest, min(affordable, LONGEST_INTERVAL))
+        return self.every

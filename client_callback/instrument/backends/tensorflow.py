@@ -1,0 +1,513 @@
+"""TensorFlow: rings in variables on the device, written inside the graph, and a branch for sampled steps."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.python.distribute import distribute_lib
+from tensorflow.python.ops.resource_variable_ops import ResourceVariable
+
+from client_callback.instrument import statistics
+from client_callback.instrument.backends import Waiting
+from client_callback.instrument.capture import CapturedStep, current_rate, innermost, loss_scale
+from client_callback.instrument.hooks import InstanceHooks
+from client_callback.instrument.statistics import Tensor
+from client_callback.wire.protocol import Float32, Int64
+
+if TYPE_CHECKING:
+    from client_callback.instrument.probe import Probe
+
+SCOPE = "unstuck__probe"
+"""In the name of every operation of ours, by which an error in one is told from an error in the model.
+
+No path contains it: TensorFlow's errors quote the paths of the user's scripts.
+"""
+CAPACITY = 1024
+"""Rows of the step ring: well above what runs between two drains (0.1 s); at least four calls' worth."""
+MAX_SAMPLE_BYTES = 16 << 20
+"""Device memory the ring of samples may take."""
+SLOTS = 64
+"""Samples the ring holds, where they fit and a call of the train function makes no more."""
+
+
+class Driver:
+    """Measures a model's train step on TensorFlow; see `backends.Driver`."""
+
+    targets_from = "compute_loss"
+
+    def __init__(self, probe: Probe) -> None:
+        self._probe = probe
+        model = probe.model
+        self._strategy = model.distribute_strategy
+        self.replicas = int(self._strategy.num_replicas_in_sync)
+        self._steps_per_call = int(model.steps_per_execution or 1)
+        self.capacity = max(CAPACITY, 4 * self._steps_per_call)
+        self._hooks = InstanceHooks()
+        self._rings: list[_Rings] = []
+        self._read_steps = 0
+        self._read_samples = 0
+        self._moves: list[tuple[int, int, Tensor]] = []
+        """(index, sign, step): what the optimizer adds to (1) or subtracts from (-1) each variable."""
+        self._merging: CapturedStep | None = None
+        """The first replica's step, while an update of all replicas is traced in a thread of its own."""
+
+    # ── Life ────────────────────────────────────────────────────────────────────────────────────────
+
+    def install(self) -> None:
+        """Hooks the train step and the optimizer."""
+        model, optimizer = self._probe.model, self._probe.model.optimizer
+        self._hooks.wrap(model, "train_step", self._wrap_train_step)
+        if optimizer is None:
+            return
+        self._hooks.wrap(optimizer, "scale_loss", lambda scale: self._wrap_scale_loss(optimizer, scale))
+        self._hooks.wrap(optimizer, "apply", lambda apply: self._wrap_apply(optimizer, apply))
+        inner = innermost(optimizer)
+        if hasattr(inner, "_backend_update_step"):
+            self._hooks.wrap(inner, "_backend_update_step", self._wrap_update_step)
+            self._hooks.wrap(inner, "_all_reduce_sum_gradients", self._wrap_reduction)
+            self._hooks.wrap(inner, "assign_sub", lambda assign: self._wrap_assign(assign, -1))
+            self._hooks.wrap(inner, "assign_add", lambda assign: self._wrap_assign(assign, 1))
+            self._hooks.wrap(inner, "assign", self._wrap_plain_assign)
+
+    def remove(self) -> None:
+        """Takes the hooks off."""
+        self._hooks.remove()
+
+    def set_interval(self, every: int) -> None:
+        """Read by the graph at its next step."""
+        for rings in self._rings:
+            rings.set_interval(every)
+
+    def take_sample_costs(self) -> list[float]:
+        """They are told from the durations of whole steps."""
+        return []
+
+    def drain(self) -> Waiting:
+        """Reads the rings of every replica."""
+        rings = list(self._rings)
+        if not rings:
+            nothing = np.empty((1, 0, 0), np.float32)
+            return Waiting(0, nothing, np.empty(0, np.int64), nothing)
+        steps = min(ring.steps() for ring in rings)
+        first = max(self._read_steps, steps - self.capacity)
+        rows = np.stack([ring.read_rows(first, steps) for ring in rings])
+        self._read_steps = steps
+        count = min(ring.samples_written() for ring in rings)
+        first_sample = max(self._read_samples, count - rings[0].slots)
+        samples = np.stack([ring.read_samples(first_sample, count) for ring in rings])
+        sample_steps = rings[0].read_sample_steps(first_sample, count)
+        # A step is sampled before its row is written: what belongs to a step under way is left for the next time.
+        complete = int(np.searchsorted(sample_steps, steps))
+        self._read_samples = first_sample + complete
+        return Waiting(first, rows, sample_steps[:complete], samples[:, :complete])
+
+    def is_ours(self, error: BaseException) -> bool:
+        """TensorFlow's errors name the operation."""
+        return SCOPE in str(error)
+
+    # ── Inside the trace ────────────────────────────────────────────────────────────────────────────
+
+    def _wrap_train_step(self, train_step: Callable[..., Any]) -> Callable[..., Any]:
+        def measured_train_step(data: Any) -> Any:
+            with self._probe.capture.open_step(data) as step:
+                logs = train_step(data)
+                self._probe.safely(lambda: self._write(step, logs))
+            return logs
+
+        return measured_train_step
+
+    def _write(self, step: CapturedStep, logs: Any) -> None:
+        probe, rings = self._probe, self._ring_set()
+        with scope():
+            if step.reduced or self.replicas == 1:
+                pass
+            elif step.gradients:
+                # Reduced in a branch of the optimizer's, out of reach: once more, for the norm of the whole.
+                indices = list(step.gradients)
+                reduced = tf.distribute.get_replica_context().all_reduce(
+                    tf.distribute.ReduceOp.SUM, [step.gradients[index] for index in indices]
+                )
+                step.reduced = dict(zip(indices, reduced, strict=True))
+            row = probe.row(step, logs)
+            if probe.schedule.every:
+                self._sample(step, rings)
+            rings.write_row(row)
+
+    def _sample(self, step: CapturedStep, rings: _Rings) -> None:
+        probe = self._probe
+        step.update_norms = rings.updates
+
+        def sketch() -> None:
+            values = probe.sampler.sketch(step)
+            if values is not None:
+                rings.keep_sketch(values)
+
+        if self.compiled:
+            # XLA keeps a gradient whole when a branch depends on it, and then rounds the update differently.
+            # Reduced in every step, outside any branch, it is fused, and training stays bit-identical.
+            rings.write_aside(probe.sampler.vector("aside", step, rings.previous_sketch()))
+            sketch()
+
+        def sampled() -> None:
+            previous = None if self.compiled else rings.previous_sketch()
+            rings.write_sample(probe.sampler.vector("branch", step, previous))
+
+        def near() -> None:
+            when(rings.due(), sampled)
+            if not self.compiled:
+                sketch()
+
+        when(rings.due_or_due_next(), near)
+
+    def _ring_set(self) -> _Rings:
+        """Of the replica whose step is being traced; made at its first trace."""
+        context = tf.distribute.get_replica_context()
+        number = 0 if context is None else int(tf.get_static_value(context.replica_id_in_sync_group) or 0)
+        while len(self._rings) <= number:
+            probe = self._probe
+            self._rings.append(
+                _Rings(
+                    capacity=self.capacity,
+                    variables=len(probe.variables),
+                    slots=max(SLOTS, 2 * self._steps_per_call // max(1, probe.schedule.every)),
+                    every=max(1, probe.schedule.every),
+                    fixed=probe.schedule.fixed,
+                )
+            )
+        return self._rings[number]
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the step runs inside XLA."""
+        return bool(getattr(self._probe.model, "jit_compile", False))
+
+    def _wrap_scale_loss(self, optimizer: Any, scale_loss: Callable[..., Any]) -> Callable[..., Any]:
+        def captured_scale_loss(loss: Any) -> Any:
+            step = self._probe.capture.step
+            if step is not None:
+                step.loss_scale = loss_scale(optimizer)
+            return scale_loss(loss)
+
+        return captured_scale_loss
+
+    def _wrap_apply(self, optimizer: Any, apply: Callable[..., Any]) -> Callable[..., Any]:
+        def captured_apply(grads: Any, *args: Any, **kwargs: Any) -> Any:
+            step = self._probe.capture.step
+            if step is None:
+                return apply(grads, *args, **kwargs)
+            grads = list(grads)
+            if args and args[0] is not None:
+                args = (list(args[0]), *args[1:])
+            variables = args[0] if args else kwargs.get("trainable_variables")
+            step.learning_rate = current_rate(optimizer)
+            step.gradients = self._probe.capture.by_index(grads, variables or optimizer._trainable_variables)
+            self._probe.safely(self._clear_update_norms)
+            self._merging = self._merging or step
+            try:
+                return apply(grads, *args, **kwargs)
+            finally:
+                self._merging = None
+
+        return captured_apply
+
+    def _wrap_reduction(self, reduce: Callable[..., Any]) -> Callable[..., Any]:
+        def captured_reduction(grads_and_vars: Any) -> Any:
+            reduced = reduce(grads_and_vars)
+            step = self._probe.capture.step
+            if (
+                step is not None
+                and self.replicas > 1
+                and all(self.reachable(gradient) for gradient, _ in reduced if gradient is not None)
+            ):
+                step.reduced = self._probe.capture.by_index(*zip(*reduced, strict=True))
+            return reduced
+
+        return captured_reduction
+
+    # ── The optimizer's own steps, for ‖Δw‖ without a copy of the weights ───────────────────────────
+
+    def _wrap_update_step(self, update_step: Callable[..., Any]) -> Callable[..., Any]:
+        def captured_update_step(*args: Any, **kwargs: Any) -> Any:
+            if self._probe.capture.step is None:
+                return update_step(*args, **kwargs)
+            self._moves.clear()
+            result = update_step(*args, **kwargs)
+            self._probe.safely(self._write_update_norms)
+            return result
+
+        return captured_update_step
+
+    def _wrap_assign(self, assign: Callable[..., Any], sign: int) -> Callable[..., Any]:
+        def captured_assign(variable: Any, value: Any) -> Any:
+            self._note_move(variable, sign, lambda: value)
+            return assign(variable, value)
+
+        return captured_assign
+
+    def _wrap_plain_assign(self, assign: Callable[..., Any]) -> Callable[..., Any]:
+        def captured_assign(variable: Any, value: Any) -> Any:
+            self._note_move(variable, 1, lambda: value - tf.convert_to_tensor(variable))
+            return assign(variable, value)
+
+        return captured_assign
+
+    def _note_move(self, variable: Any, sign: int, move: Callable[[], Tensor]) -> None:
+        if self._merging is None:
+            return
+        if self.replicas > 1:
+            # Every replica moves its copy alike; the first one's is measured.
+            if (distribute_lib.get_update_replica_id() or 0) != 0:
+                return
+            container = getattr(variable, "_distributed_container", None)
+            variable = variable if container is None else container()
+        index = self._probe.capture.variable_index(variable)
+        if index is not None:
+            self._moves.append((index, sign, move()))
+
+    def _write_update_norms(self) -> None:
+        """Called in the graph in which the optimizer has just applied its update; under accumulation, a branch."""
+        rings = self._ring_set()
+        if not self._probe.schedule.every or rings is not self._rings[0]:
+            return
+        with scope():
+            if self.compiled:
+                rings.updates.assign(self._update_norms())
+            else:
+                when(rings.due(), lambda: rings.updates.assign(self._update_norms()))
+
+    def _clear_update_norms(self) -> None:
+        """Before an update that may be skipped (accumulation, an overflowing loss scale): it moves nothing then."""
+        optimizer = self._probe.model.optimizer
+        skips = innermost(optimizer) is not optimizer or getattr(
+            optimizer, "gradient_accumulation_steps", None
+        )
+        if skips and self._probe.schedule.every:
+            with scope():
+                rings = self._ring_set()
+                rings.updates.assign(tf.zeros_like(rings.updates))
+
+    def _update_norms(self) -> Tensor:
+        moves: dict[int, list[tuple[int, Tensor]]] = {}
+        for index, sign, value in self._moves:
+            moves.setdefault(index, []).append((sign, value))
+        count = len(self._probe.variables)
+        return tf.stack([self._update_norm(index, moves.get(index, [])) for index in range(count)])
+
+    def _update_norm(self, index: int, moves: list[tuple[int, Tensor]]) -> Tensor:
+        """‖Δw‖ of one variable, without a copy of it.
+
+        Decoupled weight decay takes c·w first (c = learning rate × weight decay), then the optimizer adds its
+        step s: w′ = (1 − c)·w + s. So Δw = w′ − w = (s − c·w′) / (1 − c).
+        """
+        if not moves:
+            return tf.constant(0.0)
+        decay = self._decay(index)
+        if decay is None and len(moves) == 1:
+            return tf.sqrt(self.squared_norms([moves[0][1]])[0])
+        total = sum(sign * tf.cast(tf.convert_to_tensor(value), tf.float32) for sign, value in moves)
+        if decay is not None:
+            weights = tf.cast(tf.convert_to_tensor(self._probe.variables[index]), tf.float32)
+            total = (total - decay * weights) / (1.0 - decay)
+        return statistics.norm(total)
+
+    def _decay(self, index: int) -> Tensor | None:
+        optimizer = innermost(self._probe.model.optimizer)
+        rate = getattr(optimizer, "weight_decay", None)
+        if not rate or not optimizer._use_weight_decay(self._probe.variables[index]):
+            return None
+        return tf.cast(optimizer.learning_rate, tf.float32) * float(rate)
+
+    # ── The device's maths ──────────────────────────────────────────────────────────────────────────
+
+    def reachable(self, tensor: Any) -> bool:
+        """Whether its graph is the one being built, or around it."""
+        if isinstance(tensor, tf.IndexedSlices):
+            return self.reachable(tensor.values)
+        if not hasattr(tensor, "graph") or tf.executing_eagerly() or isinstance(tensor, tf.Variable):
+            return True
+        graph = tf.compat.v1.get_default_graph()
+        while graph is not None:
+            if tensor.graph is graph:
+                return True
+            graph = getattr(graph, "outer_graph", None)
+        return False
+
+    def squared_norms(self, tensors: list[Tensor]) -> list[Tensor]:
+        """One fused kernel each."""
+        return [2.0 * tf.nn.l2_loss(tf.cast(self.entries(tensor)[0], tf.float32)) for tensor in tensors]
+
+    def entries(self, gradient: Tensor) -> tuple[Tensor, int]:
+        """Rows of `IndexedSlices` may repeat and then add up.
+
+        XLA knows no shapes that depend on values, so there the gradient is made dense.
+        """
+        size = math.prod(gradient.shape)
+        if not isinstance(gradient, tf.IndexedSlices):
+            return gradient, size
+        if self.compiled:
+            return tf.convert_to_tensor(gradient), size
+        rows, position = tf.unique(tf.reshape(gradient.indices, [-1]))
+        return tf.math.unsorted_segment_sum(gradient.values, position, tf.size(rows)), size
+
+
+class _Rings:
+    """What one replica measures: a row per step, a row per sampled step, and the norms of the last update.
+
+    The widths are known once the first step is traced; the rings are made then.
+
+    Args:
+        capacity: rows of the step ring.
+        variables: number of trainable variables.
+        slots: rows of the ring of samples, where that many fit.
+        every: steps between two sampled ones, at least 1.
+        fixed: as in `schedule.Schedule`, whose rule is followed here inside the graph.
+    """
+
+    def __init__(self, *, capacity: int, variables: int, slots: int, every: int, fixed: bool) -> None:
+        self.capacity = capacity
+        self._fixed = fixed
+        self.slots = slots
+        self._count = _buffer([], tf.int64)
+        self._next = _buffer([], tf.int64)
+        self._every = _buffer([], tf.int64, every)
+        self._sampled_count = _buffer([], tf.int64)
+        self._sampled_steps: ResourceVariable | None = None
+        self.updates = _buffer([variables], tf.float32)
+        self._rows: ResourceVariable | None = None
+        self._samples: ResourceVariable | None = None
+        self._asides: ResourceVariable | None = None
+        self._sketch: ResourceVariable | None = None
+        self._sketch_step = _buffer([], tf.int64, -2)
+
+    def set_interval(self, every: int) -> None:
+        """From the host. A shorter one takes effect at once."""
+        self._every.assign(every)
+        soon = self._count.read_value() + every
+        if soon < self._next.read_value():
+            self._next.assign(soon)
+
+    def due(self) -> Tensor:
+        """Whether the step under way is sampled, a boolean scalar."""
+        return self._count >= self._next
+
+    def due_or_due_next(self) -> Tensor:
+        """Whether this step or the next is sampled."""
+        return self._count + 1 >= self._next
+
+    def write_row(self, values: list[Tensor]) -> None:
+        """Appends float32 scalars as this step's row and counts the step."""
+        if self._rows is None:
+            self._rows = _buffer([self.capacity, len(values)], tf.float32)
+        _set_row(self._rows, self._count % self.capacity, tf.stack(values))
+        self._count.assign_add(1)
+
+    def write_sample(self, values: Tensor) -> None:
+        """Appends a float32[width] vector as this step's sample. Called before `write_row`, in a branch.
+
+        A width of 0: all of it comes aside.
+        """
+        if self._samples is None:
+            self.slots = self._fitting_slots(values.shape[0])
+            self._samples = _buffer([self.slots, values.shape[0]], tf.float32)
+        if self._sampled_steps is None:
+            self._sampled_steps = _buffer([self.slots], tf.int64)
+        slot = self._sampled_count % self.slots
+        _set_row(self._samples, slot, values)
+        _set_row(self._sampled_steps, slot, self._count)
+        self._sampled_count.assign_add(1)
+        distance = self._every if self._fixed else tf.minimum(self._every, self._count + 1)
+        self._next.assign(self._count + distance)
+
+    def write_aside(self, values: Tensor) -> None:
+        """As `write_sample`, before it and outside any branch: what comes in other steps goes to a spare row."""
+        if self._asides is None:
+            self.slots = self._fitting_slots(2 * values.shape[0])
+            self._asides = _buffer([self.slots + 1, values.shape[0]], tf.float32)
+        slot = tf.where(self.due(), self._sampled_count % self.slots, self.slots)
+        _set_row(self._asides, slot, values)
+
+    def keep_sketch(self, values: Tensor) -> None:
+        """Remembers this step's gradient, float32[m], for a comparison in the next."""
+        if self._sketch is None:
+            self._sketch = _buffer([values.shape[0]], tf.float32)
+        self._sketch.assign(values)
+        self._sketch_step.assign(self._count)
+
+    def previous_sketch(self) -> Callable[[int], Tensor]:
+        """Called with its length: the gradient of the step before, float32[m]; NaN where it was not kept."""
+
+        def read(length: int) -> Tensor:
+            if self._sketch is None:
+                self._sketch = _buffer([length], tf.float32)
+            kept = tf.equal(self._sketch_step, self._count - 1)
+            return tf.where(kept, self._sketch.read_value(), math.nan)
+
+        return read
+
+    def steps(self) -> int:
+        """Steps written."""
+        return int(self._count.numpy())
+
+    def samples_written(self) -> int:
+        """Samples written."""
+        return int(self._sampled_count.numpy())
+
+    def read_rows(self, first: int, end: int) -> Float32:
+        """float32[end − first, columns]."""
+        if self._rows is None or end <= first:
+            return np.empty((0, 0), np.float32)
+        rows: Float32 = self._rows.numpy()[np.arange(first, end) % self.capacity]
+        return rows
+
+    def read_sample_steps(self, first: int, end: int) -> Int64:
+        """int64[end − first]."""
+        if self._sampled_steps is None or end <= first:
+            return np.empty(0, np.int64)
+        steps: Int64 = self._sampled_steps.numpy()[np.arange(first, end) % self.slots]
+        return steps
+
+    def read_samples(self, first: int, end: int) -> Float32:
+        """float32[end − first, width]."""
+        rings = [ring for ring in (self._asides, self._samples) if ring is not None]
+        if not rings or end <= first:
+            return np.empty((0, 0), np.float32)
+        slots = np.arange(first, end) % self.slots
+        return np.concatenate([ring.numpy()[slots] for ring in rings], axis=1)
+
+    def _fitting_slots(self, width: int) -> int:
+        if self._samples is not None or self._asides is not None:
+            return self.slots
+        return max(2, min(self.slots, MAX_SAMPLE_BYTES // (4 * max(1, width))))
+
+
+def _buffer(shape: list[int], dtype: Any, value: int = 0) -> ResourceVariable:
+    """A plain variable of its own; `tf.Variable` would mirror it to every replica of a strategy."""
+    with tf.init_scope():
+        return ResourceVariable(tf.fill(shape, tf.cast(value, dtype)), trainable=False, name="unstuck_buffer")
+
+
+def _set_row(buffer: ResourceVariable, row: Tensor, values: Tensor) -> None:
+    """`buffer[row] = values`; written as a scatter because XLA takes no row that it does not know beforehand."""
+    buffer.scatter_update(tf.IndexedSlices(tf.convert_to_tensor(values)[tf.newaxis], tf.reshape(row, [1])))
+
+
+def when(condition: Tensor, body: Callable[[], None]) -> None:
+    """Runs `body` inside the graph where `condition` holds."""
+
+    def then() -> Tensor:
+        body()
+        return tf.constant(0)
+
+    tf.cond(condition, then, lambda: tf.constant(0))
+
+
+@contextlib.contextmanager
+def scope() -> Iterator[None]:
+    """Marks the operations made inside as ours."""
+    with tf.name_scope(SCOPE):
+        yield

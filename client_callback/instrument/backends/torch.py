@@ -1,0 +1,151 @@
+"""torch: the step runs eagerly, so rows and samples are computed beside it and wait as tensors, unread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+import torch
+
+from client_callback.instrument.backends import Waiting
+from client_callback.instrument.backends.host_queue import HostQueue
+from client_callback.instrument.capture import current_rate, loss_scale
+from client_callback.instrument.hooks import InstanceHooks
+from client_callback.instrument.statistics import Tensor
+from client_callback.wire.protocol import Float32
+
+if TYPE_CHECKING:
+    from client_callback.instrument.probe import Probe
+
+
+class Driver:
+    """Measures a model's train step on torch; see `backends.Driver`."""
+
+    targets_from = "compute_loss"
+    replicas = 1
+
+    def __init__(self, probe: Probe) -> None:
+        if probe.model.jit_compile:
+            raise NotImplementedError("the train step is compiled by torch.compile, which takes no hooks")
+        self._probe = probe
+        self._queue = HostQueue(_to_numpy)
+        self.capacity = self._queue.capacity
+        self._hooks = InstanceHooks()
+        self._sketch: Tensor | None = None
+        self._sketch_step = -2
+
+    def install(self) -> None:
+        """Hooks the train step and the optimizer."""
+        model, optimizer = self._probe.model, self._probe.model.optimizer
+        self._hooks.wrap(model, "train_step", self._wrap_train_step)
+        if optimizer is not None:
+            self._hooks.wrap(optimizer, "scale_loss", lambda scale: self._wrap_scale_loss(optimizer, scale))
+            self._hooks.wrap(optimizer, "apply", lambda apply: self._wrap_apply(optimizer, apply))
+
+    def remove(self) -> None:
+        """Takes the hooks off."""
+        self._hooks.remove()
+
+    def set_interval(self, every: int) -> None:
+        """The host decides which steps are sampled."""
+        self._probe.schedule.every = every
+
+    def take_sample_costs(self) -> list[float]:
+        """They are told from the durations of whole steps."""
+        return []
+
+    def drain(self) -> Waiting:
+        """Waits for the steps that were begun, if they run on a GPU."""
+        return self._queue.drain()
+
+    def is_ours(self, error: BaseException) -> bool:
+        """Every operation runs under `Probe.safely`."""
+        return False
+
+    def _wrap_train_step(self, train_step: Callable[..., Any]) -> Callable[..., Any]:
+        def measured_train_step(data: Any) -> Any:
+            probe = self._probe
+            with probe.capture.open_step(data) as step:
+                logs = train_step(data)
+
+                def measure() -> None:
+                    row = torch.stack([_scalar(value) for value in probe.row(step, logs)])
+                    sample = None
+                    if probe.schedule.due:
+                        sample = probe.sampler.vector("branch", step, self._previous)
+                    if probe.schedule.due or probe.schedule.due_next:
+                        self._sketch = probe.sampler.sketch(step)
+                        self._sketch_step = probe.schedule.step
+                    self._queue.append(row, sample)
+
+                with torch.no_grad():
+                    probe.safely(measure)
+                probe.schedule.advance()
+            return logs
+
+        return measured_train_step
+
+    def _previous(self, length: int) -> Tensor:
+        if self._sketch is not None and self._sketch_step == self._probe.schedule.step - 1:
+            return self._sketch
+        return torch.full((length,), float("nan"))
+
+    def _wrap_scale_loss(self, optimizer: Any, scale_loss: Callable[..., Any]) -> Callable[..., Any]:
+        def captured_scale_loss(loss: Any) -> Any:
+            step = self._probe.capture.step
+            if step is not None:
+                # It may be another one after the step.
+                scale = loss_scale(optimizer)
+                step.loss_scale = scale.clone() if isinstance(scale, torch.Tensor) else scale
+            return scale_loss(loss)
+
+        return captured_scale_loss
+
+    def _wrap_apply(self, optimizer: Any, apply: Callable[..., Any]) -> Callable[..., Any]:
+        def captured_apply(grads: Any, trainable_variables: Any = None) -> Any:
+            step, probe = self._probe.capture.step, self._probe
+            if step is None:
+                return apply(grads, trainable_variables)
+            variables = list(trainable_variables or optimizer._trainable_variables)
+            grads = list(grads)
+            rate = current_rate(optimizer)
+            step.learning_rate = rate.clone() if isinstance(rate, torch.Tensor) else rate
+            step.gradients = probe.capture.by_index(grads, variables)
+            if not probe.schedule.due:
+                return apply(grads, variables)
+            before = [variable.value.detach().clone() for variable in probe.variables]
+            result = apply(grads, variables)
+            moved = [
+                variable.value.detach() - old for variable, old in zip(probe.variables, before, strict=True)
+            ]
+            step.update_norms = torch.stack([norm.float() for norm in torch._foreach_norm(moved)])
+            return result
+
+        return captured_apply
+
+    def reachable(self, tensor: Any) -> bool:
+        """Everything is a value."""
+        return True
+
+    def squared_norms(self, tensors: list[Tensor]) -> list[Tensor]:
+        """One kernel for all of them."""
+        return [
+            norm.float().square() for norm in torch._foreach_norm([tensor.detach() for tensor in tensors])
+        ]
+
+    def entries(self, gradient: Tensor) -> tuple[Tensor, int]:
+        """A sparse gradient's rows, each once."""
+        size = int(np.prod(gradient.shape))
+        return (gradient.coalesce().values() if gradient.is_sparse else gradient), size
+
+
+def _scalar(value: Any) -> Tensor:
+    return keras.ops.convert_to_tensor(value, "float32").detach().reshape(())
+
+
+def _to_numpy(tensors: list[Tensor]) -> Float32:
+    """One copy out of a GPU for all of them, behind the steps that were begun."""
+    values: Float32 = torch.stack(tensors).cpu().numpy()
+    return values
