@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import math
 import os
 import sqlite3
 import sys
@@ -20,20 +21,26 @@ from pathlib import Path
 
 import zmq
 
+from client_callback.bell import Bell
+from client_callback.resources import ResourceMonitor
 from client_callback.serving import Server, check_bind
 from client_callback.tail import Tail
 from client_callback.wire import folders, protocol, runs
 from client_callback.wire.journal import JournalWriter
 from client_callback.wire.protocol import (
+    Columnar,
     Command,
     Event,
     Frame,
     Problem,
     Reply,
+    Resources,
     RunDescription,
     RunEnded,
     Samples,
+    StateChanged,
     Steps,
+    resources_event,
 )
 
 __all__ = ["Link", "check_bind"]
@@ -41,10 +48,16 @@ __all__ = ["Link", "check_bind"]
 QUEUE_BYTES = 64 << 20
 """How much may wait for a slow disk before steps are dropped."""
 _IMPORTANT_BYTES = 4 << 20
-"""Room beyond it for everything that is not steps or statistics: replies, epochs, the end."""
-_DRAIN_S = 0.025
-"""How often the queue is emptied. A wake-up per event would cost the training more than this costs the thread."""
+"""Room beyond it for everything that is not columns of numbers: replies, epochs, the end."""
+_DRAIN_S = 0.09
+"""How often the queue is emptied. Every wake-up takes a core and the interpreter's lock away from the training for
+a tenth of a millisecond or more, so steps wait for this one; what `_URGENT` lists does not."""
+_URGENT = (Reply, StateChanged, Problem, RunEnded)
+"""What somebody may be waiting for: it is written and sent at once."""
 _HEAL_S = 1.0
+_READ_S = 1.0
+"""Between two readings of what the machine does."""
+_FIRST_READ_S = 0.2
 _REST_S = 1.5
 """How long the end of a run waits for a recording that another program has locked."""
 _TOLD_S = 1.0
@@ -55,7 +68,7 @@ class Link:
 
     Whatever cannot be had (a full disk, a busy port, a missing permission) is warned of once, told as a
     Problem, and done without. `bind` may be anything that `check_bind` accepts. `on_tick` is called from the
-    thread many times a second.
+    thread at least ten times a second. `resources` is read there about once a second: its numbers are recorded too.
     """
 
     def __init__(
@@ -66,6 +79,7 @@ class Link:
         record: bool = True,
         bind: str | None = None,
         on_tick: Callable[[], None] = lambda: None,
+        resources: ResourceMonitor | None = None,
     ) -> None:
         self.recording: Path | None = None
         self.endpoint: str | None = None
@@ -81,7 +95,12 @@ class Link:
         self._commands: list[Command] = []
         self._command_came = threading.Event()
         self._closing = threading.Event()
+        self._bell = Bell()
         self._on_tick = on_tick
+        self._resources = resources
+        self._readings = 0
+        self._read_names: dict[str, float] = {}
+        self._next_read = time.monotonic() + _FIRST_READ_S
         self._abandoned = ""
         self._told_refused = 0
         self._run_file: runs.RunFile | None = None
@@ -106,6 +125,8 @@ class Link:
                 return
             self._events.append(event)
             self._queued_bytes += size
+        if isinstance(event, _URGENT):
+            self._bell.ring()
 
     def take_commands(self) -> list[Command]:
         """The commands that came since the last call, in order."""
@@ -138,6 +159,7 @@ class Link:
         if os.getpid() != self._pid:
             return
         self._closing.set()
+        self._bell.ring()
         atexit.unregister(self.close)
         if threading.current_thread() is not self._thread:
             self._thread.join(timeout_s)
@@ -164,6 +186,7 @@ class Link:
                 recording=str(self.recording or ""),
                 history=lambda: self._history,
                 on_command=self._queue_command,
+                bell=self._bell.fileno(),
             )
         except (OSError, ValueError, zmq.ZMQError) as error:
             where = f" at {bind}" if bind else ""
@@ -196,6 +219,7 @@ class Link:
             while not self._closing.is_set():
                 abandoned = self._abandoned
                 self._tick()
+                self._read_resources()
                 self._drain()
                 self._serve()
                 if abandoned:
@@ -218,11 +242,35 @@ class Link:
             self._on_tick = lambda: None
             self._trouble(f"steps may be recorded late while data stalls: {type(error).__name__}: {error}")
 
+    def _read_resources(self) -> None:
+        """Queues one reading if it is time for one; the run's first and last frames stay what they are."""
+        now = time.monotonic()
+        if self._resources is None or now < self._next_read or self._ended or not self._history.last_seq:
+            return
+        self._next_read = now + _READ_S
+        values = self._resources.read()
+        if not values:
+            return
+        # A name that was read once stays, so that readings go on having the same columns.
+        self._read_names.update(dict.fromkeys(values, math.nan))
+        event = resources_event(
+            self._readings, {**self._read_names, **values}, step=self._step, time=time.time()
+        )
+        size, limit = _queue_bytes(event)
+        with self._lock:
+            last = self._events[-1] if self._events else None
+            if self._queued_bytes + size <= limit and not isinstance(last, RunEnded):
+                self._events.append(event)
+                self._queued_bytes += size
+                self._readings += 1
+
     def _serve(self) -> None:
         if self._server is None:
-            self._closing.wait(_DRAIN_S)
+            self._bell.wait(_DRAIN_S)
+            self._bell.hush()
             return
         self._server.serve(_DRAIN_S)
+        self._bell.hush()
         if self._server.refused >= max(1, 10 * self._told_refused):
             self._told_refused = self._server.refused
             self._problems.append(
@@ -248,6 +296,9 @@ class Link:
                 runs.remove_run_file(self._run_file.run_id)
         if self._server:
             self._server.close("the run ended before the command was applied")
+        self._bell.close()
+        if self._resources:
+            self._resources.close()
         try:
             self._history.close()
         except sqlite3.Error as error:
@@ -322,7 +373,7 @@ class Link:
 
     def _fitting(self, event: Event) -> Event | None:
         """The event if a reader will accept it; otherwise its loss is told, and a reply says so itself."""
-        if isinstance(event, Steps | Samples):
+        if isinstance(event, Columnar):
             return event
         try:
             protocol.decode_event(protocol.encode(event))
@@ -378,4 +429,4 @@ def _queue_bytes(event: Event) -> tuple[int, int]:
         return 500 + len(event.times) + sum(map(len, event.columns.values())), QUEUE_BYTES
     if isinstance(event, Samples):
         return 500 + len(event.steps) + sum(map(len, event.columns.values())), QUEUE_BYTES
-    return 1_000, QUEUE_BYTES + _IMPORTANT_BYTES
+    return 1_000, QUEUE_BYTES + (0 if isinstance(event, Resources) else _IMPORTANT_BYTES)

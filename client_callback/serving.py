@@ -52,7 +52,10 @@ def check_bind(bind: str | None) -> None:
 
 
 class Server:
-    """XPUB and ROUTER of one run. Raises OSError when the endpoint cannot be had."""
+    """XPUB and ROUTER of one run. Raises OSError when the endpoint cannot be had.
+
+    `bell`: a file descriptor that becomes readable when `serve` has slept long enough.
+    """
 
     def __init__(
         self,
@@ -62,6 +65,7 @@ class Server:
         recording: str,
         history: Callable[[], History],
         on_command: Callable[[Command], None],
+        bell: int,
     ) -> None:
         self.refused = 0
         """Requests that did not fit."""
@@ -70,6 +74,7 @@ class Server:
         self._recording = recording
         self._history = history
         self._on_command = on_command
+        self._bell = bell
         self._pending: dict[str, list[bytes]] = {}
         self._answered: OrderedDict[str, bytes] = OrderedDict()
         self._next_heartbeat = 0.0
@@ -94,7 +99,7 @@ class Server:
             self._send(self._stream, [sockets.STREAM_FRAME, frame.seq.to_bytes(8, "big"), frame.payload])
 
     def serve(self, timeout_s: float) -> None:
-        """Answers what is asked within `timeout_s`; returns early after answering."""
+        """Answers what is asked within `timeout_s`; returns early after answering, and when the bell is rung."""
         ready = dict(self._poller.poll(int(timeout_s * 1_000)))
         if self._control in ready:
             self._answer_requests()
@@ -156,6 +161,7 @@ class Server:
         self._poller = zmq.Poller()
         self._poller.register(self._control, zmq.POLLIN)
         self._poller.register(self._stream, zmq.POLLIN)
+        self._poller.register(self._bell, zmq.POLLIN)
 
     def _bind_unix(self) -> None:
         folder = folders.runtime_folder()

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from client_callback.wire import protocol
-from client_callback.wire.protocol import Event, Frame, Samples, Steps
+from client_callback.wire.protocol import Columnar, Event, Frame
 
 TAIL_BYTES = 64 << 20
 _MAX_OTHERS = 20_000
@@ -29,7 +29,7 @@ class Earlier(Protocol):
 
 
 class Tail:
-    """Frames after `last_seq`, at most about `TAIL_BYTES` of steps and statistics."""
+    """Frames after `last_seq`, at most about `TAIL_BYTES` of steps, statistics and resources."""
 
     def __init__(self, last_seq: int, earlier: Earlier | None = None) -> None:
         self.last_seq = last_seq
@@ -46,7 +46,7 @@ class Tail:
             self.last_seq += 1
             frame = Frame(seq=self.last_seq, first_seq=self.last_seq, payload=protocol.encode(event))
             frames.append(frame)
-            if isinstance(event, Steps | Samples):
+            if isinstance(event, Columnar):
                 self._steps.append(frame)
                 self._steps_bytes += len(frame.payload)
             else:

@@ -167,8 +167,14 @@ def printable(text: str, *, ascii_only: bool = False) -> str:
     """`text` without what has no width of its own; with `ascii_only`, `?` for what is not ASCII."""
     if ascii_only:
         return "".join(c if " " <= c <= "~" else "?" for c in text)
-    kept = (c for c in text if c.isprintable() and unicodedata.category(c) not in {"Mn", "Me"})
+    kept = (c for c in text if c.isprintable() and not joins(c))
     return "".join(kept).replace("\u2800", " ")
+
+
+def joins(sign: str) -> bool:
+    """Whether a sign melts into the one before it: an accent, an emoji's skin tone, a vowel of old Korean."""
+    melts = "\u1160" <= sign <= "\u11ff" or "\U0001f3fb" <= sign <= "\U0001f3ff"
+    return melts or unicodedata.category(sign) in {"Mn", "Me"}
 
 
 def fit(text: str, width: int, *, ascii_only: bool = False) -> str:

@@ -15,20 +15,24 @@ import numpy as np
 
 from monitor.canvas import ASCII, BRAILLE, Canvas, Row, Segment, cell_width, connected, fit, pad, printable
 from monitor.curves import Curve, Layer, View, layers_of, measured, non_finite_steps, value_axis
-from monitor.grids import draw_heatmap, draw_histogram, sparkline
+from monitor.grids import bar_sign, draw_heatmap, draw_histogram, sparkline, stacked_bar
 from monitor.scales import Axis, coordinates, format_number, format_step, step_ticks
+from monitor.tables import draw_table
 
 __all__ = [
     "Curve",
     "Mark",
     "Row",
     "Segment",
+    "bar_sign",
     "draw_curves",
     "draw_heatmap",
     "draw_histogram",
+    "draw_table",
     "format_number",
     "format_step",
     "sparkline",
+    "stacked_bar",
 ]
 
 NON_FINITE_STYLE: Final = "bold red"

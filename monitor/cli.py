@@ -98,7 +98,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     export.add_argument("path", metavar="PATH", help="the recording (*.unstuck)")
     export.add_argument("--to", required=True, choices=("csv", "jsonl"))
-    export.add_argument("--what", default="steps", choices=("steps", "epochs", "layers", "events"))
+    tables = ("steps", "epochs", "layers", "statistics", "resources", "events")
+    export.add_argument("--what", default="steps", choices=tables)
     export.add_argument("-o", "--output", metavar="FILE", help="by default standard output")
 
     info = actions.add_parser("info", help="say what a recording holds")

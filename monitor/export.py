@@ -18,7 +18,7 @@ from client_callback.wire import protocol
 from client_callback.wire.recording import JournalReader
 
 Format = Literal["csv", "jsonl"]
-What = Literal["steps", "epochs", "layers", "events"]
+What = Literal["steps", "epochs", "layers", "statistics", "resources", "events"]
 Row = Sequence[Any]
 Table = tuple[list[str], Iterator[Row]]
 
@@ -104,7 +104,7 @@ def layers_table(reader: JournalReader) -> Table:
     """One row per sampled step and variable: `step,variable` and every statistic of variables."""
     names: dict[str, None] = {}
     for event in _of(reader, protocol.Instrumented):
-        names.update(dict.fromkeys(s.name for s in event.statistics if s.of == "variables"))
+        names.update(dict.fromkeys(s.name for s in event.statistics if _of_variables(s)))
     return ["step", "variable", *names], _layer_rows(reader, list(names))
 
 
@@ -112,7 +112,7 @@ def _layer_rows(reader: JournalReader, names: list[str]) -> Iterator[Row]:
     labels: dict[str, tuple[str, ...]] = {}
     for _, event in reader.events():
         if isinstance(event, protocol.Instrumented):
-            labels = {s.name: s.labels for s in event.statistics if s.of == "variables"}
+            labels = {s.name: s.labels for s in event.statistics if _of_variables(s)}
         elif isinstance(event, protocol.Samples):
             columns = {n: v for n, v in protocol.sample_columns(event).items() if n in labels}
             variables = dict.fromkeys(label for name in columns for label in labels[name])
@@ -122,12 +122,63 @@ def _layer_rows(reader: JournalReader, names: list[str]) -> Iterator[Row]:
                     yield [int(step), variable, *(cells.get(name, {}).get(variable) for name in names)]
 
 
+def _of_variables(statistic: protocol.Statistic) -> bool:
+    """Whether it has one number per variable; `statistics_table` has them all."""
+    return statistic.of == "variables" and not statistic.columns
+
+
+def statistics_table(reader: JournalReader) -> Table:
+    """One row per number of every sampled statistic: `step,statistic,label,column,value`.
+
+    `column` is empty where a label has one number. Of a statistic whose names are not recorded, or that has more
+    numbers than names, those without one are numbered from 0.
+    """
+
+    def rows() -> Iterator[Row]:
+        layouts: dict[str, protocol.Statistic] = {}
+        for _, event in reader.events():
+            if isinstance(event, protocol.Instrumented):
+                layouts.update({statistic.name: statistic for statistic in event.statistics})
+            elif isinstance(event, protocol.Samples):
+                columns = protocol.sample_columns(event)
+                names = {name: _cell_names(layouts.get(name), m.shape[1]) for name, m in columns.items()}
+                for at, step in enumerate(protocol.sample_steps(event).tolist()):
+                    for name, matrix in columns.items():
+                        for (label, column), value in zip(names[name], matrix[at], strict=True):
+                            yield [step, name, label, column, value]
+
+    return ["step", "statistic", "label", "column", "value"], rows()
+
+
+def _cell_names(layout: protocol.Statistic | None, width: int) -> list[tuple[str, str]]:
+    """(label, column) of each number in a row."""
+    if layout is None or layout.width != width:
+        return [(str(i), "") for i in range(width)]
+    return [(label, column) for label in layout.labels for column in layout.columns or ("",)]
+
+
+def resources_table(reader: JournalReader) -> Table:
+    """One row per reading of the machine: `time,step` and every number read; `step`: completed by then."""
+    names: dict[str, None] = {}
+    for event in _of(reader, protocol.Resources):
+        names.update(dict.fromkeys(event.columns))
+
+    def rows() -> Iterator[Row]:
+        for event in _of(reader, protocol.Resources):
+            read = protocol.resource_columns(event)
+            columns = [list(read[n]) if n in read else [None] * event.count for n in names]
+            times, steps = protocol.resource_times(event).tolist(), protocol.resource_steps(event).tolist()
+            yield from zip(times, steps, *columns, strict=True)
+
+    return ["time", "step", *names], rows()
+
+
 def events_table(reader: JournalReader) -> Table:
-    """One row per event that is not steps or samples: `seq,time,step,kind` and `details` as JSON."""
+    """One row per event that holds no columns of numbers: `seq,time,step,kind` and `details` as JSON."""
 
     def rows() -> Iterator[Row]:
         for frame, event in reader.events():
-            if not isinstance(event, protocol.Steps | protocol.Samples):
+            if not isinstance(event, protocol.Columnar):
                 details = msgspec.to_builtins(event)
                 kind = details.pop("kind")
                 del details["step"], details["time"]
@@ -147,6 +198,8 @@ TABLES: dict[What, Callable[[JournalReader], Table]] = {
     "steps": steps_table,
     "epochs": epochs_table,
     "layers": layers_table,
+    "statistics": statistics_table,
+    "resources": resources_table,
     "events": events_table,
 }
 
@@ -159,6 +212,7 @@ def summary(reader: JournalReader) -> dict[str, Any]:
     ended: protocol.RunEnded | None = None
     series: dict[str, None] = {}
     optimizer = run.optimizer
+    overhead: protocol.Overhead | None = None
     for _, event in reader.events():
         frames += 1
         last_time = max(last_time, event.time)
@@ -171,6 +225,8 @@ def summary(reader: JournalReader) -> dict[str, Any]:
             replies.append({"step": event.step, "command": event.text, "status": event.status})
         elif isinstance(event, protocol.OptimizerChanged):
             optimizer = event.optimizer
+        elif isinstance(event, protocol.Overhead):
+            overhead = event
         elif isinstance(event, protocol.RunEnded):
             ended = event
     return {
@@ -190,6 +246,7 @@ def summary(reader: JournalReader) -> dict[str, Any]:
         "epochs": epochs,
         "series": list(series),
         "optimizer": msgspec.to_builtins(optimizer) if optimizer else None,
+        "overhead": overhead.share if overhead else None,
         "commands": replies,
         "frames": frames,
         "bytes": reader.path.stat().st_size,

@@ -38,13 +38,13 @@ _COLOUR_STOPS: Final = (
     (0x77, 0xCB, 0x57),
     (0xFA, 0xE6, 0x25),
 )
-_LEVELS: Final = 36
-_BLANK: Final = -1
-_BROKEN: Final = -2
+LEVELS: Final = 36
+BLANK: Final = -1
+BROKEN: Final = -2
 
 
 def _colours() -> tuple[str, ...]:
-    at = np.linspace(0, len(_COLOUR_STOPS) - 1, _LEVELS)
+    at = np.linspace(0, len(_COLOUR_STOPS) - 1, LEVELS)
     stops = np.array(_COLOUR_STOPS, np.float64).T
     channels = [np.interp(at, np.arange(len(_COLOUR_STOPS)), stop).round().astype(int) for stop in stops]
     return tuple(f"on #{r:02x}{g:02x}{b:02x}" for r, g, b in zip(*channels, strict=True))
@@ -58,7 +58,7 @@ _SHOWN_PERCENT: Final = (2.0, 98.0)
 
 
 class _Shades(NamedTuple):
-    """Levels of cells, `_BLANK` or `_BROKEN` among them, and the values at the ends of the scale."""
+    """Levels of cells, `BLANK` or `BROKEN` among them, and the values at the ends of the scale."""
 
     levels: npt.NDArray[np.int64]
     low: float
@@ -99,7 +99,7 @@ def draw_heatmap(
     head, foot = int(height >= 3), int(height >= 4)
     lines = max(0, height - head - foot)
     names = [printable(label, ascii_only=ascii_only) for label in labels]
-    groups = _groups(len(names), lines)
+    groups = runs_of(len(names), lines)
     names = [f"{names[a]} +{b - a - 1}" if b - a > 1 else names[a] for a, b in groups]
     margin = min(max(map(cell_width, names), default=0) + 1, width // 3)
     columns = width - margin
@@ -156,10 +156,18 @@ def draw_histogram(
     return [pad(row, width) for row in rows[:height]]
 
 
-def sparkline(values: npt.ArrayLike, width: int, ascii_only: bool = False) -> str:
+def sparkline(
+    values: npt.ArrayLike,
+    width: int,
+    ascii_only: bool = False,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+) -> str:
     """`width` cells of bars, latest at the right; means where there are more values than cells.
 
-    NaN is blank and so is the room before the first value; a cell with an infinite value shows `!`.
+    NaN is blank and so is the room before the first value; a cell with an infinite value shows `!`. The lowest bar
+    stands for `low` and the highest for `high`; for the least and the greatest mean where they are not given.
     """
     series = np.asarray(values, np.float64).ravel()
     width = max(0, width)
@@ -167,11 +175,12 @@ def sparkline(values: npt.ArrayLike, width: int, ascii_only: bool = False) -> st
         return " " * width
     bars = (_ASCII_BARS if ascii_only else _BARS)[1:]
     cells = min(width, len(series))
-    parts = [series[a:b] for a, b in _groups(len(series), cells)]
+    parts = [series[a:b] for a, b in runs_of(len(series), cells)]
     places = [coordinates(part[np.isfinite(part)], log=False) for part in parts]
     means = np.array([part.mean() if len(part) else np.nan for part in places])
     known = means[np.isfinite(means)]
-    low, span = (known.min(), np.ptp(known)) if len(known) else (0.0, 0.0)
+    bottom = (known.min() if len(known) else 0.0) if low is None else low
+    span = ((known.max() if len(known) else 0.0) if high is None else high) - bottom
     signs = []
     for part, mean in zip(parts, means.tolist(), strict=True):
         if np.isinf(part).any():
@@ -179,8 +188,30 @@ def sparkline(values: npt.ArrayLike, width: int, ascii_only: bool = False) -> st
         elif math.isnan(mean):
             signs.append(" ")
         else:
-            signs.append(bars[int((mean - low) / span * (len(bars) - 1) + 0.5) if span else 0])
+            share = min(1.0, max(0.0, (mean - bottom) / span)) if span > 0 else 0.0
+            signs.append(bars[int(share * (len(bars) - 1) + 0.5)])
     return "".join(signs).rjust(width)
+
+
+def stacked_bar(shares: Sequence[tuple[str, float]], width: int, *, ascii_only: bool = False) -> Row:
+    """One line of `width` cells, divided among `(style, share)`; shares add up to 1.
+
+    Cells go to the largest remainders, so that each is off by less than one.
+    """
+    exact = [share * width for _, share in shares]
+    cells = [math.floor(part) for part in exact]
+    behind = sorted(range(len(cells)), key=lambda i: cells[i] - exact[i])
+    for i in behind[: max(0, width - sum(cells))]:
+        cells[i] += 1
+    return [
+        Segment(_fill(i, ascii_only=ascii_only) * count, style)
+        for i, ((style, _), count) in enumerate(zip(shares, cells, strict=True))
+    ]
+
+
+def bar_sign(position: int, *, ascii_only: bool = False) -> str:
+    """The sign that a stacked bar's part consists of, for its legend."""
+    return _fill(position, ascii_only=ascii_only)
 
 
 class _View(NamedTuple):
@@ -196,7 +227,7 @@ class _View(NamedTuple):
         return np.asarray(np.floor_divide((steps - self.start) * max(0, self.columns - 1) + span // 2, span))
 
 
-def _groups(count: int, most: int) -> list[tuple[int, int]]:
+def runs_of(count: int, most: int) -> list[tuple[int, int]]:
     """`count` items in `most` runs of neighbours, or each on its own if they are fewer."""
     runs = min(count, max(0, most))
     return list(pairwise([i * count // runs for i in range(runs + 1)])) if runs else []
@@ -242,9 +273,9 @@ def _shades(cells: Floats, broken: npt.NDArray[np.bool_], *, log: bool) -> _Shad
         low, high = float(np.floor(low)), float(np.ceil(high))
     span = (high - low) or 1.0
     share = np.where(np.isnan(places), 0.0, (places - low) / span).clip(0.0, 1.0)
-    levels = (share * (_LEVELS - 1)).round().astype(np.int64)
-    levels[np.isnan(cells)] = _BLANK
-    levels[broken] = _BROKEN
+    levels = (share * (LEVELS - 1)).round().astype(np.int64)
+    levels[np.isnan(cells)] = BLANK
+    levels[broken] = BROKEN
     cut = bool((known < low).any()), bool((known > high).any())
     return _Shades(levels, 10.0**low if log else low, 10.0**high if log else high, cut)
 
@@ -252,23 +283,24 @@ def _shades(cells: Floats, broken: npt.NDArray[np.bool_], *, log: bool) -> _Shad
 def _shaded(levels: npt.NDArray[np.int64], *, ascii_only: bool) -> Row:
     """Cells of one line; neighbours of one level share a segment."""
     edges = [0, *(np.flatnonzero(np.diff(levels)) + 1).tolist(), len(levels)]
-    return [_shade(int(levels[a]), b - a, ascii_only=ascii_only) for a, b in pairwise(edges) if a < b]
+    return [shaded_cells(int(levels[a]), b - a, ascii_only=ascii_only) for a, b in pairwise(edges) if a < b]
 
 
-def _shade(level: int, cells: int, *, ascii_only: bool) -> Segment:
-    if level == _BROKEN:
+def shaded_cells(level: int, cells: int, *, ascii_only: bool) -> Segment:
+    """So many cells of one level; neither `BLANK` nor `BROKEN` has a colour of the scale."""
+    if level == BROKEN:
         return Segment("!" * cells, NON_FINITE_STYLE)
-    if level == _BLANK:
+    if level == BLANK:
         return Segment(" " * cells, "")
     if ascii_only:
-        return Segment(_RAMP[level * len(_RAMP) // _LEVELS] * cells, "")
+        return Segment(_RAMP[level * len(_RAMP) // LEVELS] * cells, "")
     return Segment(" " * cells, COLOURS[level])
 
 
 def _scale_legend(shades: _Shades, width: int, *, log: bool, ascii_only: bool) -> Row:
-    if (shades.levels == _BLANK).all():
+    if (shades.levels == BLANK).all():
         return pad([Segment(fit("waiting for samples", width, ascii_only=ascii_only), AXIS_STYLE)], width)
-    bar = _shaded(np.linspace(0, _LEVELS - 1, 18).round().astype(np.int64), ascii_only=ascii_only)
+    bar = _shaded(np.linspace(0, LEVELS - 1, 18).round().astype(np.int64), ascii_only=ascii_only)
     beyond = ("<", ">") if ascii_only else ("≤", "≥")
     low, high = (
         Segment((sign if cut else "") + format_number(value, 3), "")
@@ -276,7 +308,7 @@ def _scale_legend(shades: _Shades, width: int, *, log: bool, ascii_only: bool) -
     )
     gap = Segment(" ", "")
     row = [low, gap, *bar, gap, high, Segment("  log" if log else "", AXIS_STYLE)]
-    if (shades.levels == _BROKEN).any():
+    if (shades.levels == BROKEN).any():
         row += [Segment("  ", ""), Segment("!", NON_FINITE_STYLE), Segment(" not finite", AXIS_STYLE)]
     return pad(row, width)
 
@@ -352,7 +384,7 @@ def _standing(
     """Bars that stand, those of one bin side by side; neighbouring bins are added when there is no room."""
     foot = int(lines >= 2)
     wide = len(groups) + (len(groups) > 1)  # bins of several groups are kept apart by a blank
-    runs = _groups(counts.shape[1], max(1, width // wide))
+    runs = runs_of(counts.shape[1], max(1, width // wide))
     pooled = np.array([[line[a:b].sum() for a, b in runs] for line in counts])
     bin_width = width // len(runs) if runs else 0
     thick = max(1, (bin_width - (wide - len(groups))) // len(groups)) if bin_width else 0

@@ -59,6 +59,7 @@ class Lines:
         self._epochs: int | None = None
         self._step = 0
         self._values: dict[str, float] = {}
+        self._timings: frozenset[str] = frozenset()
         self._paces = Session()
         """Knows of the steps only when they ended, and what else the training was busy with meanwhile."""
 
@@ -85,6 +86,9 @@ class Lines:
         speed = self._paces.steps_per_second()
         if speed is not None:
             parts.append(f"{speed:.4g} steps/s")
+        examples = self._paces.examples_per_second()
+        if examples is not None:
+            parts.append(f"{examples:.4g} examples/s")
         return "  ".join(parts)
 
     def _take_steps(self, event: protocol.Steps) -> None:
@@ -92,8 +96,10 @@ class Lines:
             return
         self.has_news = True
         self._step = event.first + event.count
-        self._values = {name: float(values[-1]) for name, values in protocol.step_columns(event).items()}
-        self._paces.apply(msgspec.structs.replace(event, columns={}))
+        values = protocol.step_columns(event)
+        self._values = {name: float(values[name][-1]) for name in values if name not in self._timings}
+        examples = {name: column for name, column in event.columns.items() if name == "examples"}
+        self._paces.apply(msgspec.structs.replace(event, columns=examples))
 
     def _write_start(self, event: protocol.RunStarted) -> Iterator[str]:
         run = event.run
@@ -102,6 +108,7 @@ class Lines:
         yield f"run {run.run_id} ({run.name}): {run.model or 'model'}, {run.parameters:,} parameters{optimizer}"
 
     def _write_instrumented(self, event: protocol.Instrumented) -> Iterator[str]:
+        self._timings = frozenset(series.name for series in event.series if series.kind == "timing")
         yield from (f"-- not recorded: {reason}" for reason in event.missing)
 
     def _write_epoch_began(self, event: protocol.EpochBegan) -> Iterator[str]:

@@ -13,7 +13,7 @@ import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from operator import itemgetter
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -28,8 +28,10 @@ from client_callback.wire.protocol import (
     Instrumented,
     Optimizer,
     OptimizerChanged,
+    Overhead,
     Problem,
     Reply,
+    Resources,
     RunDescription,
     RunEnded,
     RunStarted,
@@ -38,6 +40,9 @@ from client_callback.wire.protocol import (
     Statistic,
     Steps,
     encode,
+    resource_columns,
+    resource_steps,
+    resource_times,
     sample_columns,
     sample_steps,
     step_columns,
@@ -74,6 +79,17 @@ _STALL_FACTOR = 20.0
 """A step that took so many times the median was held up by something outside the training."""
 
 
+class TimeShares(NamedTuple):
+    """Where the time of recent steps went, each from 0 to 1; together 1."""
+
+    input_wait: float | None
+    """Waiting for the next batch. `None`: cannot be told apart from the step, and is counted there."""
+    step_time: float
+    """In the train step."""
+    callback_time: float
+    """In callbacks, this program's among them."""
+
+
 class Session:
     """Everything known of one run. Read its attributes freely; write only through `apply`."""
 
@@ -89,7 +105,7 @@ class Session:
         """`None`: the run goes on, or its process was killed."""
         self.series: dict[str, Column] = {}
         """Series name → float32, one value per step. NaN: measured and not a number, or `missing`."""
-        self.series_kinds: dict[str, Literal["batch", "running"]] = {}
+        self.series_kinds: dict[str, Literal["batch", "running", "timing"]] = {}
         self.times = Column(np.float64)
         """When each step ended."""
         self.validation: dict[str, Points] = {}
@@ -101,6 +117,14 @@ class Session:
         self.statistics: dict[str, Rows] = {}
         self.layouts: dict[str, Statistic] = {}
         """What the columns of each statistic stand for."""
+        self.resources: dict[str, Column] = {}
+        """Name, as in `wire.resources` → float32, one value per reading. NaN: could not be read, or `missing`."""
+        self.resource_times = Column(np.float64)
+        """When each reading was taken."""
+        self.resource_steps = Column(np.float64)
+        """How many steps had been completed by then."""
+        self.overhead: Overhead | None = None
+        """The newest. `None`: not measured yet."""
         self.task: Task = "unknown"
         self.replies: list[Reply] = []
         self.problems: list[Problem] = []
@@ -118,10 +142,14 @@ class Session:
 
     def apply(self, event: AnyEvent) -> None:
         """Takes in what happened. An event that is known already changes nothing."""
-        if isinstance(event, Steps) and event.first > len(self.times) + LONGEST_GAP:
-            what = f"steps from {event.first} on were received where {len(self.times)} was next; not shown"
-            self._take_problem(Problem(step=self.step, time=event.time, what=what))
-            return
+        if isinstance(event, Steps | Resources):
+            what, known = (
+                ("steps", self.times) if isinstance(event, Steps) else ("readings", self.resource_times)
+            )
+            if event.first > len(known) + LONGEST_GAP:
+                what = f"{what} from {event.first} on were received where {len(known)} was next; not shown"
+                self._take_problem(Problem(step=self.step, time=event.time, what=what))
+                return
         _TAKERS[type(event)](self, event)
         self.step = max(self.step, event.step)
         self.time = max(self.time, event.time)
@@ -216,6 +244,37 @@ class Session:
         total_s = float(durations.sum())
         return len(durations) / total_s if total_s > 0 else None
 
+    def examples_per_second(self) -> float | None:
+        """As `steps_per_second`, in examples. `None`: it is not known how many a step takes."""
+        speed = self.steps_per_second()
+        batches = self._recent("examples")
+        batches = batches[np.isfinite(batches)]
+        return speed * float(batches.mean()) if speed is not None and len(batches) else None
+
+    def time_shares(self) -> TimeShares | None:
+        """Over the last seconds. `None`: not measured, or it cannot be told apart in this run."""
+        parts = np.array([self._recent(name) for name in TimeShares._fields])
+        told_apart = bool(np.isfinite(parts[0]).any())
+        if not told_apart:
+            parts[0] = 0.0
+        totals = parts[:, np.isfinite(parts).all(axis=0)].sum(axis=1)
+        if not totals.sum() > 0:
+            return None
+        wait, step, callbacks = (totals / totals.sum()).tolist()
+        return TimeShares(wait if told_apart else None, step, callbacks)
+
+    def metric_series(self) -> list[str]:
+        """Names of the series that tell what the model learns, and not how its steps ran."""
+        return [name for name in self.series if self.series_kinds.get(name) != "timing"]
+
+    def reading_at(self, step: int | None) -> int | None:
+        """Number of the last reading by the end of that step, or of the newest. `None`: there is none."""
+        if not len(self.resource_times):
+            return None
+        if step is None:
+            return len(self.resource_times) - 1
+        return max(0, int(np.searchsorted(self.resource_steps.values, step + 1, "right")) - 1)
+
     def eta_s(self) -> float | None:
         """Seconds of training and validation still to come. `None`: not known. 0: the run has ended."""
         if self.ended:
@@ -253,6 +312,18 @@ class Session:
                 # Another layout after a new trace: rows of different meaning do not belong in one table.
                 rows = self.statistics[name] = Rows(width)
             rows.extend(steps, matrix)
+
+    def _take_resources(self, event: Resources) -> None:
+        self.resource_times.extend(event.first, resource_times(event))
+        self.resource_steps.extend(event.first, resource_steps(event).astype(np.float64))
+        for name, values in resource_columns(event).items():
+            if name not in self.resources:
+                self.resources[name] = Column()
+            self.resources[name].extend(event.first, values)
+
+    def _take_overhead(self, event: Overhead) -> None:
+        if self.overhead is None or event.time >= self.overhead.time:
+            self.overhead = event
 
     def _take_epoch_began(self, event: EpochBegan) -> None:
         # By bisection: a run of short epochs has tens of thousands of them.
@@ -312,6 +383,17 @@ class Session:
             counted &= (ends <= busy_from) | (begins >= busy_to)
         return np.asarray(durations[counted], np.float64)
 
+    def _recent(self, name: str) -> Float64:
+        """Values of a series over the last seconds, float64 `[n]`; NaN where it has none."""
+        times = self.times.values[-_RECENT_STEPS:]
+        count = len(times) - int(np.searchsorted(times, times[-1] - _RECENT_S)) if len(times) else 0
+        first = len(self.times) - count
+        values = np.full(count, np.nan)
+        if (column := self.series.get(name)) is not None:
+            known = column.values[first:]
+            values[: len(known)] = known
+        return values
+
     def _busy(self, since: float) -> list[tuple[float, float]]:
         """When, after `since`, the training was doing something else than stepping."""
         spans = []
@@ -338,6 +420,8 @@ _TAKERS: dict[type[Event], Callable[[Session, Any], None]] = {
     Instrumented: Session._take_instrumented,
     Steps: Session._take_steps,
     Samples: Session._take_samples,
+    Resources: Session._take_resources,
+    Overhead: Session._take_overhead,
     EpochBegan: Session._take_epoch_began,
     EpochEnded: Session._take_epoch_ended,
     StateChanged: Session._take_state,

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
 import pytest
 
 # A shell that runs the tests in the background has them ignore Ctrl-C, and so would all programs they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """On JAX and torch only the files that run on every backend are imported; others may need TensorFlow."""
+    if os.environ["KERAS_BACKEND"] == "tensorflow" or not collection_path.is_file():
+        return None
+    return True if "every_backend" not in collection_path.read_text() else None
 
 
 @pytest.fixture(autouse=True)

@@ -27,7 +27,18 @@ def of_kind(path: Path | None, kind: type[_E]) -> list[_E]:
 
 
 def series(path: Path | None) -> dict[str, np.ndarray]:
-    """Series name → values by step. Checks that no step is missing or twice."""
+    """Series name → values by step, without timings. Checks that no step is missing or twice."""
+    timings = {one.name for one in all_series(path) if one.kind == "timing"}
+    return {name: values for name, values in columns(path).items() if name not in timings}
+
+
+def all_series(path: Path | None) -> tuple[protocol.Series, ...]:
+    layouts = of_kind(path, protocol.Instrumented)
+    return layouts[-1].series if layouts else ()
+
+
+def columns(path: Path | None) -> dict[str, np.ndarray]:
+    """Series name → values by step, timings among them."""
     parts = of_kind(path, protocol.Steps)
     at = 0
     for part in parts:

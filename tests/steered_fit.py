@@ -1,4 +1,4 @@
-"""A small real training that can be steered, and an independent loop to compare it with."""
+"""A small real training that can be steered, on any backend, and an independent loop to compare it with."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from client_callback.steering import Steering
 from client_callback.wire.protocol import Command, Event, Reply, decode_answer, encode
 
+BACKEND = keras.backend.backend()
 BATCH = 8
 STEPS = 8
 """Per epoch."""
@@ -24,9 +24,14 @@ Y = (X @ rng.normal(size=(4, 1)) + 0.1 * rng.normal(size=(BATCH * STEPS, 1))).as
 
 
 class SteeredFit(keras.callbacks.Callback):
-    """Runs commands before given steps of a `fit`; what the callback of the product does, without the rest."""
+    """Runs commands before given steps of a `fit`; what the callback of the product does, without the rest.
 
-    def __init__(self, script: Mapping[int, Sequence[str]], *, control: bool = True) -> None:
+    `read_rates`: reads the rate before each step, which on JAX makes the variables current at each step.
+    """
+
+    def __init__(
+        self, script: Mapping[int, Sequence[str]], *, control: bool = True, read_rates: bool = False
+    ) -> None:
         super().__init__()
         self.script = {step: list(texts) for step, texts in script.items()}
         self.step = 0
@@ -37,9 +42,17 @@ class SteeredFit(keras.callbacks.Callback):
         self.replies: list[Reply] = []
         self.events: list[Event] = []
         self.traces = 0
+        self.read_rates = read_rates
         self.rates: list[float] = []
         """The rate read before each step."""
+        self.held: list[object] = []
+        """Earlier train functions: whoever else may hold them, they must not come back."""
         self.steering = Steering(self, control=control)
+
+    @property
+    def model(self) -> keras.Model:
+        """Unlike Keras' own, this makes no variable current on JAX."""
+        return self._model
 
     def pause(self) -> None:
         self.paused = True
@@ -52,6 +65,7 @@ class SteeredFit(keras.callbacks.Callback):
         self.model.stop_training = True
 
     def rebuild(self, change: Callable[[], None]) -> None:
+        self.held.append(self.model.train_function)
         try:
             change()
         finally:
@@ -68,14 +82,14 @@ class SteeredFit(keras.callbacks.Callback):
         return reply
 
     def on_train_begin(self, logs: object = None) -> None:
-        self.steering.install()
+        self.steering.install(in_fit=True)
 
     def on_train_batch_begin(self, batch: int, logs: object = None) -> None:
         for text in self.script.pop(self.step, ()):
             self.send(text)
         self._first = batch
-        optimizer = self.model.optimizer
-        if not isinstance(optimizer, keras.optimizers.MultiOptimizer):
+        if self.read_rates:
+            optimizer = super().model.optimizer
             self.rates.append(float(keras.ops.convert_to_numpy(optimizer.learning_rate)))
 
     def on_train_batch_end(self, batch: int, logs: object = None) -> None:
@@ -105,15 +119,28 @@ def steered(
     model: keras.Model | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
     control: bool = True,
+    read_rates: bool = False,
     **compiled: object,
 ) -> tuple[keras.Model, SteeredFit]:
     """Fits a model while the script's commands are carried out."""
     model = model or dense_model()
     model.compile(optimizer, "mse", **compiled)
-    fit = SteeredFit(script, control=control)
+    fit = SteeredFit(script, control=control, read_rates=read_rates)
     fit.callbacks = [*callbacks, fit]
     model.fit(X, Y, batch_size=BATCH, epochs=epochs, shuffle=False, verbose=0, callbacks=[*callbacks, fit])
     return model, fit
+
+
+def gradients(weights: Sequence[np.ndarray], step: int) -> list[np.ndarray]:
+    """Of the mean squared error of `dense_model` at a step's batch, by the chain rule."""
+    first, bias, second, last_bias = (weight.astype("float64") for weight in weights)
+    start = step % STEPS * BATCH
+    x, y = X[start : start + BATCH].astype("float64"), Y[start : start + BATCH]
+    hidden = np.tanh(x @ first + bias)
+    error = 2 * (hidden @ second + last_bias - y) / len(y)
+    inner = error @ second.T * (1 - hidden**2)
+    found = [x.T @ inner, inner.sum(0), hidden.T @ error, error.sum(0)]
+    return [gradient.astype("float32") for gradient in found]
 
 
 def looped(
@@ -121,21 +148,41 @@ def looped(
     rate_at: Callable[[int], float] | None = None,
     *,
     epochs: int = 2,
-    model: keras.Model | None = None,
 ) -> keras.Model:
     """The same training as a plain loop: `optimizer_at(step)` updates, at `rate_at(step)`."""
-    model = model or dense_model()
+    model = dense_model()
+    update = updater()
     for step in range(epochs * STEPS):
-        first = step % STEPS * BATCH
-        x, y = X[first : first + BATCH], Y[first : first + BATCH]
-        with tf.GradientTape() as tape:
-            loss = tf.reduce_mean(tf.square(y - model(x, training=True)))
         optimizer = optimizer_at(step)
         if rate_at is not None:
             optimizer.learning_rate = rate_at(step)
-        variables = model.trainable_variables
-        optimizer.apply(tape.gradient(loss, variables), variables)
+        found = [keras.ops.convert_to_tensor(g) for g in gradients(model.get_weights(), step)]
+        update(optimizer, found, model.trainable_variables)
     return model
+
+
+def updater() -> Callable[[keras.optimizers.Optimizer, list, list[keras.Variable]], None]:
+    """How an optimizer updates variables outside of a `fit`."""
+    if BACKEND == "tensorflow":
+        return lambda optimizer, found, weights: optimizer.apply(found, weights)
+    if BACKEND == "torch":
+        import torch
+
+        return torch.no_grad()(lambda optimizer, found, weights: optimizer.apply(found, weights))
+    import jax
+
+    compiled: dict[int, Callable] = {}
+
+    def update(optimizer: keras.optimizers.Optimizer, found: list, weights: list[keras.Variable]) -> None:
+        if not optimizer.built:
+            optimizer.build(weights)
+        apply = compiled.setdefault(id(optimizer), jax.jit(optimizer.stateless_apply))
+        variables = [*weights, *optimizer.variables]
+        new = apply([v.value for v in optimizer.variables], found, [w.value for w in weights])
+        for variable, value in zip(variables, [*new[0], *new[1]], strict=True):
+            variable.assign(value)
+
+    return update
 
 
 def always(optimizer: keras.optimizers.Optimizer) -> Callable[[int], keras.optimizers.Optimizer]:

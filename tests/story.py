@@ -13,12 +13,14 @@ import numpy as np
 
 from client_callback.wire.commands import parse
 from client_callback.wire.protocol import (
+    TIMINGS,
     AnyEvent,
     EpochBegan,
     EpochEnded,
     Instrumented,
     Optimizer,
     OptimizerChanged,
+    Overhead,
     Reply,
     RunDescription,
     RunStarted,
@@ -26,6 +28,7 @@ from client_callback.wire.protocol import (
     StateChanged,
     Statistic,
     Variable,
+    resources_event,
     samples_event,
     steps_event,
 )
@@ -35,6 +38,7 @@ STARTED_AT = 1_700_000_000.0
 STEPS_PER_EPOCH = 200
 STEP_S = 0.01
 DRAIN = 10
+STEPS_PER_READING = 100
 LAYERS = ("conv_1", "conv_2", "dense", "output")
 VARIABLES = tuple(f"{layer}/{part}" for layer in LAYERS for part in ("kernel", "bias"))
 EDGES = tuple(i / 20 for i in range(21))
@@ -52,7 +56,10 @@ def _told(steps: int, epochs: int, nan_from: int | None) -> list[AnyEvent]:
     events: list[AnyEvent] = [
         RunStarted(run=_run(epochs), time=STARTED_AT),
         Instrumented(
-            series=tuple(Series(name=name) for name in ("loss", "accuracy", "grad_norm", "learning_rate")),
+            series=(
+                *(Series(name=name) for name in ("loss", "accuracy", "grad_norm", "learning_rate")),
+                *(Series(name=name, kind="timing") for name in TIMINGS),
+            ),
             statistics=_layouts(),
             missing=("auc: it is no mean over examples",),
             task="binary",
@@ -74,10 +81,16 @@ def _told(steps: int, epochs: int, nan_from: int | None) -> list[AnyEvent]:
             "accuracy": np.clip(1 - level / 1.5 + rng.normal(0, 0.06, DRAIN), 0, 1),
             "grad_norm": np.exp(rng.normal(0, 0.3, DRAIN)) * np.where(index < 500, 1.0, 0.1),
             "learning_rate": np.where(index < 1000, 1e-3, np.where(index < 1500, 5e-4, 1e-2)),
+            # The first step of an epoch cannot be told apart.
+            "input_wait": np.where(index % STEPS_PER_EPOCH == 0, np.nan, 0.31 * STEP_S),
+            "step_time": np.where(index % STEPS_PER_EPOCH == 0, np.nan, 0.65 * STEP_S),
+            "callback_time": np.where(index % STEPS_PER_EPOCH == 0, np.nan, 0.04 * STEP_S),
+            "examples": np.full(DRAIN, 32.0),
         }
         packed = {name: values.astype(np.float32) for name, values in columns.items()}
         events.append(steps_event(first, times, packed, time=time))
         events.append(samples_event(np.array([first]), _sampled(rng, first), time=time))
+        events += _machine(first, first + DRAIN, time)
         events += _interventions(first + DRAIN, time)
         if (first + DRAIN) % STEPS_PER_EPOCH == 0:
             events += _epoch_end(first + DRAIN, float(level[-1]), time)
@@ -184,6 +197,30 @@ def _sampled(rng: np.random.Generator, step: int) -> dict[str, np.ndarray]:
         "input": np.array([0.13, 0.31, 0.0, 1.0, 0.0]),
     }
     return {name: row[None].astype(np.float32) for name, row in rows.items()}
+
+
+def _machine(first: int, step: int, time: float) -> list[AnyEvent]:
+    """A reading each second, and twice the overhead."""
+    events: list[AnyEvent] = []
+    if first % STEPS_PER_READING == 0:
+        number = first // STEPS_PER_READING
+        values = {
+            "cpu": 0.34 + 0.1 * np.sin(number),
+            "cpu_machine": 0.41,
+            "memory": 2.1e9,
+            "memory_machine": 0.38,
+            "gpu0_utilisation": 0.87 - 0.2 * np.cos(number),
+            "gpu0_memory": 12.3e9,
+            "gpu0_memory_share": 0.62,
+            "gpu0_temperature": 71.0,
+            "gpu0_power": 243.0,
+        }
+        events.append(resources_event(number, values, step=step, time=time))
+    if first in (200, 1_000):
+        every, share = (37, 0.006) if first == 1_000 else (10, 0.021)
+        cost = {"hooks": 2e-5, "sampling": 1e-3}
+        events.append(Overhead(share=share, every=every, budget=0.01, step=step, time=time, **cost))
+    return events
 
 
 def _interventions(step: int, time: float) -> list[AnyEvent]:

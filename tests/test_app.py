@@ -13,18 +13,20 @@ import pytest
 from textual.pilot import Pilot
 
 from client_callback.wire.journal import JournalWriter
-from client_callback.wire.protocol import Problem, Reply, RunStarted, StateChanged, steps_event
+from client_callback.wire.protocol import Overhead, Problem, Reply, RunStarted, StateChanged, steps_event
 from monitor.app import UnstuckApp
 from monitor.dashboard import CHARTS, OTHERS
 from monitor.keys import KEYS
 from monitor.panels import PANELS
 from monitor.panels.command_line import CommandLine
 from monitor.panels.curves import marks
+from monitor.panels.gradients import layer_statistics
 from monitor.panels.screens import ConfirmScreen, HelpScreen, help_lines
 from monitor.panels.text import wrapped
 from monitor.session import Session
 from monitor.sources import RecordedSource
-from tests.story import MemorySource, story
+from tests.story import STARTED_AT, MemorySource, story
+from tests.tables import story_with_tables
 
 LARGE, SMALL = (120, 40), (80, 24)
 
@@ -499,6 +501,87 @@ async def test_a_click_on_a_tab_of_a_narrow_terminal_chooses_what_is_read_there(
         tabs = next(line for line in shown(app).splitlines() if "interventions" in line)
         await pilot.click("#tabs", offset=(tabs.index("interventions") + 1, 0))
         assert app.screen.panels["interventions"].display
+
+
+async def test_the_machine_panel_tells_where_time_goes_and_what_watching_costs():
+    async with running(size=SMALL) as (app, pilot):
+        await press(pilot, "tab", "tab")
+        text = shown(app)
+        for words in (
+            *("100 steps/s   3,200 examples/s", "input 31 %", "step 65 %", "callbacks 4 %"),
+            *("overhead 0.6 % of 1 % · statistics every 37 steps", "machine 41 %", "2.1 GB"),
+            *("12.3 GB", "62 %", "71 °C 243 W"),
+        ):
+            assert words in text, words
+        bar = next(line for line in text.splitlines() if "▒▒" in line)
+        assert [round(bar.count(sign) / 78, 2) for sign in "█▒░"] == [0.31, 0.65, 0.04]
+        assert "overhead" not in text.splitlines()[1]
+
+
+async def test_readings_are_those_under_the_cursor():
+    async with running(size=SMALL) as (app, pilot):
+        await press(pilot, "tab", "tab")
+        newest = re.search(r"cpu +(\d+) %", shown(app))
+        app._look(cursor=150)
+        await until(pilot, lambda: re.search(r"cpu +(\d+) %", shown(app)).group(1) == "42")
+        assert newest.group(1) != "42"
+
+
+@pytest.mark.parametrize(
+    ("share", "budget", "words"),
+    [
+        (0.013, 0.01, "overhead 1.3 % of 1 % · statistics every 10 steps"),
+        (0.2, None, "overhead 20 % · statistics every 10 steps (fixed)"),
+    ],
+)
+async def test_an_overhead_beyond_its_budget_stands_in_the_status_line(share, budget, words):
+    cost = Overhead(share=share, hooks=0.0, sampling=0.0, every=10, budget=budget, time=STARTED_AT + 1e6)
+    async with running(MemorySource([*story(), cost]), size=SMALL) as (app, pilot):
+        await press(pilot, "tab", "tab")
+        assert words in shown(app)
+        assert ("overhead 1.3 %" in shown(app).splitlines()[1]) == (budget is not None)
+
+
+async def test_a_run_without_readings_has_a_machine_panel_that_says_so():
+    async with running(MemorySource(story()[:1]), size=SMALL) as (app, pilot):
+        await press(pilot, "tab", "tab")
+        assert "Nothing measured yet." in shown(app)
+
+
+async def test_h_goes_through_all_that_is_known_of_layers():
+    async with running(MemorySource(story_with_tables())) as (app, pilot):
+        seen = {}
+        for name in layer_statistics(app.session):
+            app._look(statistic=name)
+            await pilot.pause()
+            panel = app.screen.panels["gradients"]
+            seen[panel.border_title] = "\n".join(strip.text for strip in panel._strips)
+    assert list(seen) == [
+        *("gradient norm by layer", "gradient zero share by layer", "update ratio by layer"),
+        *("dead units by layer", "gradient histogram by layer"),
+        *(f"activations: {what} by layer" for what in ("zeros", "saturated", "mean", "std", "dead")),
+        "gradient pair",
+    ]
+    assert seen["update ratio by layer"].startswith("0.001 ") and "0.01" in seen["update ratio by layer"]
+    assert seen["dead units by layer"].split()[:3] == ["0", "1", "conv"]
+    assert "-30" in seen["gradient histogram by layer"] and "head" in seen["gradient histogram by layer"]
+    assert re.search(r"noise scale +164\.9 ", seen["gradient pair"])
+
+
+async def test_the_confusion_is_a_matrix_where_it_fits_and_its_worst_in_words_elsewhere():
+    async with running(MemorySource(story_with_tables())) as (app, pilot):
+        app._look(distribution="confusion", selected="predictions")
+        assert "7 as 9  120, 20 % of 7" in shown(app)
+        await press(pilot, "z")
+        assert re.search(r" 7( +0){7} +470 +0 +120 ", shown(app))
+        assert "7 as 9" not in shown(app)
+
+
+async def test_features_with_values_that_are_not_finite_come_first():
+    async with running(MemorySource(story_with_tables())) as (app, pilot):
+        app._look(distribution="inputs", selected="predictions")
+        await press(pilot, "z")
+        assert re.search(r"weight .*\n.*height .*\n.*age ", shown(app))
 
 
 async def test_nothing_is_said_of_speed_while_the_training_is_paused():

@@ -18,9 +18,11 @@ from monitor.charts import (
     draw_curves,
     draw_heatmap,
     draw_histogram,
+    draw_table,
     format_number,
     format_step,
     sparkline,
+    stacked_bar,
 )
 from monitor.scales import axis
 from monitor.series import Column, Points
@@ -146,6 +148,54 @@ def test_sparklines_have_exactly_their_width(values, width, ascii_only):
     line = sparkline(values, width, ascii_only)
     assert len(line) == max(0, width)
     assert not ascii_only or line.isascii()
+
+
+def test_a_sparkline_keeps_to_the_range_it_is_given():
+    assert sparkline([0.0, 0.5, 1.0, 2.0], 4, low=0.0, high=1.0) == "▁▅██"
+    assert sparkline([0.3, 0.3], 2, low=0.0, high=1.0) == "▃▃"
+
+
+@given(
+    st.lists(st.floats(0, 1), min_size=1, max_size=5).filter(lambda parts: sum(parts) > 0.01),
+    st.integers(0, 90),
+)
+def test_a_stacked_bar_fills_its_width_and_each_part_is_off_by_less_than_a_cell(parts, width):
+    shares = [part / sum(parts) for part in parts]
+    row = stacked_bar([(str(i), share) for i, share in enumerate(shares)], width)
+    assert sum(len(text) for text, _ in row) == width
+    for (text, _), share in zip(row, shares, strict=True):
+        assert abs(len(text) - share * width) < 1 + 1e-9
+
+
+@given(
+    matrix=arrays(np.float64, st.tuples(st.integers(0, 12), st.integers(0, 12)), elements=anything),
+    width=st.integers(0, 60),
+    height=st.integers(0, 14),
+    ascii_only=st.booleans(),
+    numbers=st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_tables_keep_to_their_size(matrix, width, height, ascii_only, numbers):
+    labels, columns = [f"row {i}" for i in range(len(matrix))], [str(i) for i in range(matrix.shape[1])]
+    rows = draw_table(
+        labels, columns, matrix, width=width, height=height, numbers=numbers, ascii_only=ascii_only
+    )
+    assert len(rows) <= height
+    for row in rows:
+        text = "".join(part for part, _ in row)
+        assert cell_len(text) == width
+        assert not ascii_only or text.isascii()
+
+
+def test_a_table_shows_its_numbers_and_the_brightest_where_they_are_greatest():
+    rows = draw_table(["cat", "dog"], ["cat", "dog"], [[8, 1], [2, np.nan]], width=20, height=3)
+    assert ["".join(text for text, _ in row).split() for row in rows] == [
+        ["cat", "dog"],
+        ["cat", "8", "1"],
+        ["dog", "2"],
+    ]
+    style = {text.strip(): style for row in rows[1:] for text, style in row if text.strip().isdigit()}
+    assert style["8"].endswith("#fae625") and style["1"].endswith("#2b0b3f")
 
 
 BIT_ROWS = (0x01 | 0x08, 0x02 | 0x10, 0x04 | 0x20, 0x40 | 0x80)

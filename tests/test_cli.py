@@ -319,6 +319,14 @@ def test_the_speed_in_lines_leaves_validation_out():
     assert lines.status().endswith("  10 steps/s")
 
 
+def test_lines_tell_examples_a_second_and_no_times_of_steps():
+    lines = plain.Lines()
+    series = (protocol.Series(name="loss"), protocol.Series(name="examples", kind="timing"))
+    events = [protocol.Instrumented(series=series), steps(0, 50, names=("loss", "examples"))]
+    assert [line for event in events for line in lines.of(event)] == []
+    assert lines.status() == "step 50  loss 49  10 steps/s  255 examples/s"
+
+
 def test_a_terminal_asks_which_of_several_runs_is_meant(tmp_path):
     links = [Link(description(name)) for name in ("heart", "digits")]
     pid, terminal = pty.fork()

@@ -11,7 +11,8 @@ from client_callback.wire import protocol
 from client_callback.wire.journal import JournalWriter
 from client_callback.wire.recording import JournalReader
 from monitor import export
-from tests.toy_runs import samples, started, steps, story
+from tests.tables import story_with_tables
+from tests.toy_runs import description, samples, started, steps, story
 
 
 @pytest.fixture
@@ -99,6 +100,43 @@ def test_histograms_are_no_statistics_of_layers(record):
     assert [row["variable"] for row in table(path, "layers")] == ["a", "b", "a", "b"]
 
 
+def test_every_sampled_number_is_a_row_with_the_names_of_what_it_stands_for(record):
+    path = record(description(), [started(description()), *story_with_tables()[1:]])
+    rows = table(path, "statistics")
+    assert list(rows[0]) == ["step", "statistic", "label", "column", "value"]
+    found = {(int(r["step"]), r["statistic"], r["label"], r["column"]): float(r["value"]) for r in rows}
+    assert len(found) == len(rows)
+    assert found[51, "confusion", "7", "9"] == 12
+    assert found[51, "inputs", "weight", "non_finite"] == 3
+    assert found[2_351, "dead_units", "body/conv", ""] == 1
+    assert found[51, "activations", "head", "mean"] == -3
+    assert found[0, "gradient_norm", "conv_1/kernel", ""] > 0
+    assert table(path, "statistics", "jsonl")[0]["column"] == ""
+
+
+def test_tables_with_columns_are_no_statistics_of_variables(record):
+    path = record(description(), [started(description()), *story_with_tables()[1:]])
+    assert list(table(path, "layers")[0]) == [
+        *("step", "variable", "gradient_norm", "gradient_zero_share", "update_ratio"),
+    ]
+
+
+def test_numbers_without_names_are_counted(record):
+    event = protocol.samples_event(np.array([4]), {"secret": np.array([[1.5, 2.5]], "f4")}, time=1.0)
+    rows = table(record(description(), [started(description()), event]), "statistics")
+    assert [(row["label"], row["value"]) for row in rows] == [("0", "1.5"), ("1", "2.5")]
+
+
+def test_readings_of_the_machine_are_rows_and_no_events(record):
+    run, events = story(drains=40, epochs=2)
+    path = record(run, events)
+    rows = table(path, "resources")
+    assert list(rows[0]) == ["time", "step", "cpu", "memory"]
+    assert [float(row["cpu"]) for row in rows] == list(range(40))
+    assert [int(row["step"]) for row in rows] == list(range(10, 410, 10))
+    assert "resources" not in {row["kind"] for row in table(path, "events")}
+
+
 def test_epochs_carry_what_keras_reported(record):
     run, events = story(drains=2, epochs=2)
     path = record(run, events)
@@ -130,7 +168,7 @@ def test_events_are_rows_with_their_details(record):
 def test_an_empty_recording_has_a_header_and_no_rows(record):
     run, events = story()
     path = record(run, events[:1])
-    for what in ("steps", "epochs", "layers"):
+    for what in ("steps", "epochs", "layers", "statistics", "resources"):
         assert table(path, what) == []
         assert table(path, what, "jsonl") == []
 

@@ -157,7 +157,7 @@ def test_an_error_in_the_very_first_batch_is_the_users_to_see(eagerly):
 
 
 def test_where_nothing_is_measured_steps_are_still_batches_and_the_rate_is_that_of_the_step(monkeypatch):
-    monkeypatch.setattr("client_callback.instrument.probe.BACKENDS", {})
+    monkeypatch.setattr("client_callback.instrument.backends.BACKENDS", {})
     model = models.plain_mlp()
     schedule = keras.optimizers.schedules.PiecewiseConstantDecay([9], [0.1, 0.01])
     model.compile(

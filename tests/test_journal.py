@@ -14,7 +14,7 @@ import pytest
 from client_callback.wire import protocol
 from client_callback.wire.journal import FOLD_BYTES, JournalWriter
 from client_callback.wire.recording import JournalReader, RecordingError
-from tests.toy_runs import canonical, description, samples, started, steps, story
+from tests.toy_runs import canonical, description, reading, samples, started, steps, story
 
 
 @pytest.fixture
@@ -61,6 +61,33 @@ def test_an_epoch_never_changes_places_with_the_steps_around_it(path):
             completed = event.first + event.count
         elif isinstance(event, protocol.EpochBegan | protocol.EpochEnded):
             assert event.step == completed
+
+
+def test_readings_of_the_machine_are_folded_whatever_happens_between_them(path):
+    events = [started(description())]
+    for number in range(2_000):
+        events += [
+            protocol.EpochBegan(epoch=number, step=5 * number),
+            steps(5 * number),
+            reading(number, step=5 * number + 5),
+            protocol.Overhead(share=0.01, hooks=0.0, sampling=0.0, every=10, step=5 * number + 5),
+        ]
+    write(path, events)
+    found, missing = read(path)
+    assert missing == []
+    assert sum(isinstance(event, protocol.Resources) for event in found) < 250
+    assert canonical(found) == canonical(events)
+
+
+def test_an_overhead_does_not_keep_steps_from_being_folded(path):
+    overhead = protocol.Overhead(share=0.01, hooks=0.0, sampling=0.0, every=10)
+    events = [started(description())]
+    for i in range(600):
+        events += [steps(5 * i), *([overhead] if i % 100 == 0 else [])]
+    write(path, events)
+    found, _ = read(path)
+    assert canonical(found) == canonical(events)
+    assert sum(isinstance(event, protocol.Steps) for event in found) < 150
 
 
 def test_folding_stops_where_columns_change_or_steps_are_missing(path):

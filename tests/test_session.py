@@ -15,6 +15,7 @@ from client_callback.wire.protocol import (
     EpochBegan,
     EpochEnded,
     Optimizer,
+    Overhead,
     Reply,
     RunDescription,
     RunEnded,
@@ -22,6 +23,7 @@ from client_callback.wire.protocol import (
     StateChanged,
     Steps,
     fold,
+    resources_event,
     steps_event,
 )
 from monitor.session import LONGEST_GAP, Session
@@ -101,6 +103,49 @@ def test_one_step_that_was_held_up_from_outside_does_not_change_the_throughput()
 def test_the_throughput_follows_a_change_of_pace():
     session = session_after([run_started(), steps(0, 1_000, 0.0, 0.01), steps(1_000, 300, 10.0, 0.1)])
     assert session.steps_per_second() == pytest.approx(10.0, rel=0.05)
+
+
+def test_the_time_of_recent_steps_is_divided_where_it_can_be_told_apart():
+    session = session_after(story(600))
+    assert tuple(session.time_shares()) == pytest.approx((0.31, 0.65, 0.04), rel=1e-3)
+    assert session.examples_per_second() == pytest.approx(32 / STEP_S, rel=0.02)
+    whole = np.full(50, 0.09, np.float32)
+    columns = {"input_wait": whole * np.nan, "step_time": whole, "callback_time": whole / 9}
+    joined = session_after([run_started(), steps_event(0, np.arange(50.0), columns, time=50.0)])
+    assert joined.time_shares() == (None, pytest.approx(0.9), pytest.approx(0.1))
+    plain = session_after([run_started(), steps(0, 50, 0.0)])
+    assert plain.time_shares() is None
+    assert plain.examples_per_second() is None
+
+
+def test_how_steps_ran_is_no_metric():
+    session = session_after(story(100))
+    assert session.metric_series() == ["loss", "accuracy", "grad_norm", "learning_rate"]
+    assert {"input_wait", "step_time", "callback_time", "examples"} < session.series.keys()
+
+
+def test_readings_of_the_machine_are_found_by_step():
+    readings = [resources_event(i, {"cpu": 0.1 * i}, step=10 * i, time=float(i)) for i in range(5)]
+    session = session_after([run_started(), fold(readings[:3]), *readings[2:]])
+    assert session == session_after([run_started(), *readings])
+    assert session.resources["cpu"].values.tolist() == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
+    assert [session.reading_at(step) for step in (0, 9, 15, 39, 500, None)] == [0, 1, 1, 4, 4, 4]
+    assert session_after([run_started()]).reading_at(None) is None
+
+
+def test_a_reading_from_far_beyond_is_refused_and_not_allocated():
+    far = resources_event(2 * LONGEST_GAP, {"cpu": 0.5}, step=1, time=1.0)
+    session = session_after([run_started(), far])
+    assert session.resources == {}
+    assert "readings from 20000000 on" in session.problems[0].what
+
+
+def test_the_overhead_is_the_newest_in_whatever_order_it_arrives():
+    costs = [
+        Overhead(share=share, hooks=0.0, sampling=float("nan"), every=10, time=time)
+        for time, share in enumerate((0.03, 0.02, 0.01))
+    ]
+    assert session_after([costs[2], costs[0], costs[1]]).overhead is costs[2]
 
 
 def test_a_single_step_has_no_throughput():

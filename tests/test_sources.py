@@ -24,12 +24,13 @@ from client_callback.wire.journal import JournalWriter
 from client_callback.wire.recording import JournalReader, RecordingError
 from monitor.sources import LiveSource, RecordedSource
 from monitor.sources import live as live_module
-from monitor.sources.source import Order, slice_samples, slice_steps
+from monitor.sources.source import Order, slice_resources, slice_samples, slice_steps
 from tests.toy_runs import (
     canonical,
     collect,
     description,
     has_ended,
+    reading,
     samples,
     start_training,
     started,
@@ -89,8 +90,8 @@ def test_each_step_is_delivered_once_however_late_the_frames_were_folded(
 ):
     run = description()
     events, step = [started(run)], 0
-    for size in sizes:
-        events += [steps(step, size), samples(step)]
+    for number, size in enumerate(sizes):
+        events += [steps(step, size), samples(step), reading(number)]
         step += size
     path = tmp_path_factory.mktemp("order") / "toy.unstuck"
     writer = JournalWriter(path, run)
@@ -116,6 +117,7 @@ def test_the_parts_of_an_event_make_the_whole(a, b):
     for whole, cut, rows in (
         (steps(100, 12), slice_steps, 12),
         (samples(*range(5, 17)), slice_samples, 12),
+        (protocol.fold([reading(number) for number in range(3, 15)]), slice_resources, 12),
     ):
         parts = [cut(whole, 0, low), cut(whole, low, high), cut(whole, high, rows)]
         assert canonical([part for part in parts if part]) == canonical([whole])
@@ -373,6 +375,9 @@ def test_a_replay_delivers_everything_in_its_own_time(closing, recording, clock)
         shown = steps_in(found)
         assert shown == list(range(source.position))
         assert canonical(found)[0].get("sampled", []) == list(range(0, source.position, 5))
+        if found and not source.at_end:
+            # A reading folded across an epoch comes neither before its time nor much after.
+            assert len(canonical(found)[0].get("reading", [])) == pytest.approx(clock.now - 50.0, abs=1.01)
         if source.playing:
             assert source.position == pytest.approx(10 * (clock.now - 50.0), abs=1.01)
         clock.now += 0.37
@@ -430,9 +435,9 @@ def test_seeking_shows_the_same_as_having_played_to_there(tmp_path_factory, targ
         shown = update.events if update.reset else shown + update.events
         assert source.position == target
         assert steps_in(shown) == list(range(target))
-        others = [e for e in shown if not isinstance(e, protocol.Steps | protocol.Samples)]
+        others = [e for e in shown if not isinstance(e, protocol.Columnar)]
         assert others == [e for e in others if e.step <= target]
-        expected = [e for e in events if not isinstance(e, protocol.Steps | protocol.Samples)]
+        expected = [e for e in events if not isinstance(e, protocol.Columnar)]
         assert len(others) == sum(event.step <= target for event in expected)
     source.close()
 
@@ -452,6 +457,28 @@ def test_steps_and_events_can_be_visited_one_by_one(closing, recording, clock):
     assert source.event_steps == [0, 200, 400]
     source.seek(source.event_steps[1])
     assert any(isinstance(event, protocol.Reply) for event in source.poll().events)
+
+
+def test_an_overhead_measured_amid_folded_steps_holds_nothing_up(closing, tmp_path, clock):
+    run, _ = story()
+    overhead = protocol.Overhead(share=0.01, hooks=0.0, sampling=0.0, every=10, time=1_020.0)
+    path = tmp_path / "toy.unstuck"
+    writer = JournalWriter(path, run)
+    drains = [steps(5 * i) for i in range(100)]
+    for event in [started(run), *drains[:40], overhead, *drains[40:]]:
+        writer.append([event])
+    writer.close()
+    source = closing(RecordedSource(path, clock=clock))
+    source.poll()
+    for _ in range(19):
+        clock.now += 1.0
+        source.poll()
+    assert source.position == 190
+    clock.now += 1.5
+    assert overhead in source.poll().events
+    source.seek(500)
+    source.poll()
+    assert source.at_end
 
 
 def test_playing_on_after_a_seek_starts_there(closing, recording, clock):

@@ -13,12 +13,15 @@ from client_callback.steering import backends, describe_optimizer, optimizer_cat
 from client_callback.steering.handlers import HANDLERS
 from client_callback.wire import commands
 from tests.steered_fit import (
+    BACKEND,
     STEPS,
     SteeredFit,
     assert_equal_weights,
     dense_model,
     steered,
 )
+
+pytestmark = pytest.mark.every_backend
 
 
 def test_every_instruction_of_the_grammar_has_a_handler():
@@ -85,10 +88,10 @@ def test_without_an_optimizer_the_rate_commands_are_refused_and_the_others_work(
 
 
 def test_on_a_backend_without_an_adapter_the_optimizer_is_left_alone(monkeypatch):
-    monkeypatch.delitem(backends.BACKENDS, "tensorflow")
+    monkeypatch.delitem(backends.BACKENDS, BACKEND)
     _, fit = steered(SGD(CosineDecay(0.1, 20)), {3: ["lr 0.1", "optimizer adam", "note x"]}, epochs=1)
     assert [r.status for r in fit.replies] == ["refused", "refused", "applied"]
-    assert "cannot be steered on the tensorflow backend yet" in fit.replies[0].reason
+    assert f"cannot be steered on the {BACKEND} backend yet" in fit.replies[0].reason
     assert [event.what for event in fit.events] == [fit.replies[0].reason]
 
 

@@ -7,12 +7,12 @@ import pickle
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from keras.optimizers import SGD, Adam
 from keras.optimizers.schedules import CosineDecay
 
 from client_callback.wire.protocol import OptimizerChanged, Problem
 from tests.steered_fit import (
+    BACKEND,
     STEPS,
     SteeredFit,
     X,
@@ -25,13 +25,19 @@ from tests.steered_fit import (
     steered,
 )
 
+pytestmark = pytest.mark.every_backend
+
 CHANGED = 5
 """The first step that runs with another rate."""
 
 WAYS = pytest.mark.parametrize(
     "how",
-    [{}, {"jit_compile": True}, {"run_eagerly": True}],
-    ids=["graph", "xla", "eager"],
+    {
+        "tensorflow": [{}, {"jit_compile": True}, {"run_eagerly": True}],
+        "jax": [{}, {"run_eagerly": True}],
+        "torch": [{}],
+    }[BACKEND],
+    ids=str,
 )
 
 
@@ -76,7 +82,7 @@ def test_under_a_schedule_scaling_keeps_its_shape_and_adds_up(how):
 
 
 def test_scaling_a_rate_that_replaced_a_schedule_scales_that_rate():
-    _, fit = steered(SGD(cosine()), {CHANGED: ["lr 0.02", "lr x3"]})
+    _, fit = steered(SGD(cosine()), {CHANGED: ["lr 0.02", "lr x3"]}, read_rates=True)
     assert fit.replies[1].after == {"learning_rate": pytest.approx(0.06, rel=1e-6)}
     assert fit.rates[-1] == pytest.approx(0.06, rel=1e-6)
 
@@ -92,6 +98,7 @@ def test_a_callable_is_replaced_and_scaled_like_a_schedule():
     assert_same_weights(model, looped(always(SGD(0.1)), lambda step: rates[step]))
 
 
+@pytest.mark.skipif(BACKEND == "torch", reason="Keras takes one step per execution on torch")
 @pytest.mark.parametrize("rate", [0.01, cosine()], ids=["constant", "schedule"])
 def test_with_several_steps_per_execution_the_change_starts_with_the_next_execution(rate):
     model, fit = steered(SGD(rate), {4: ["lr 0.02"]}, steps_per_execution=4)
@@ -105,7 +112,8 @@ def test_with_several_steps_per_execution_the_change_starts_with_the_next_execut
 def test_under_mixed_precision_the_optimizer_inside_the_loss_scaler_is_steered(rate):
     with_scaler = dense_model(dtype=keras.DTypePolicy("mixed_float16"))
     scaler = keras.optimizers.LossScaleOptimizer(SGD(rate), initial_scale=128.0)
-    _, fit = steered(scaler, {CHANGED: ["lr 0.02"], 9: ["lr x0.5"]}, model=with_scaler)
+    script = {CHANGED: ["lr 0.02"], 9: ["lr x0.5"]}
+    _, fit = steered(scaler, script, model=with_scaler, read_rates=True)
     assert [reply.status for reply in fit.replies] == ["applied", "applied"], fit.replies
     assert fit.rates[CHANGED:9] == pytest.approx([0.02] * 4)
     assert fit.rates[9:] == pytest.approx([0.01] * 7)
@@ -133,7 +141,7 @@ def test_every_optimizer_of_a_multi_optimizer_is_steered():
     assert second.after == {"learning_rate_body": 0.02, "learning_rate_head": 0.02}
 
 
-@pytest.mark.parametrize("how", [{}, {"jit_compile": True}], ids=["graph", "xla"])
+@pytest.mark.parametrize("how", [{}, *([{"jit_compile": True}] if BACKEND == "tensorflow" else [])], ids=str)
 def test_an_untouched_run_under_a_schedule_is_bit_identical_to_one_without_steering(how):
     model, _ = steered(Adam(cosine()), {}, **how)
     plain = dense_model()
@@ -142,12 +150,18 @@ def test_an_untouched_run_under_a_schedule_is_bit_identical_to_one_without_steer
     assert_equal_weights(model, plain)
 
 
+@pytest.mark.skipif(BACKEND == "torch", reason="nothing is traced there")
 def test_a_change_under_a_schedule_needs_no_new_trace():
-    _, fit = steered(SGD(cosine()), {CHANGED: ["lr 0.02"], 7: ["lr x0.5"], 9: ["lr 0.3"]})
-    assert fit.traces == 0 and fit.model.train_function is None  # the latter: the next fit traces its own
+    model, traces = dense_model(), []
+    original = model.train_step
+    model.train_step = lambda *args: traces.append(1) or original(*args)
+    script = {CHANGED: ["lr 0.02"], 7: ["lr x0.5"], 9: ["lr 0.3"]}
+    _, fit = steered(SGD(cosine()), script, model=model)
+    assert [reply.status for reply in fit.replies] == ["applied"] * 3
+    assert len(traces) == 1 and fit.traces == 0
 
 
-def test_while_it_runs_the_control_is_in_no_configuration_variable_or_file(tmp_path):
+def test_while_it_runs_the_control_is_in_no_configuration_and_no_file(tmp_path):
     class Keeper(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
             self.config = self.model.optimizer.get_config()
@@ -161,15 +175,45 @@ def test_while_it_runs_the_control_is_in_no_configuration_variable_or_file(tmp_p
     reference.compile(Adam(cosine(), name="adam"), "mse")
     reference.fit(X, Y, batch_size=8, epochs=1, verbose=0, callbacks=[plain])
     assert keeper.config == plain.config
+    # On JAX the step sees no variable that the optimizer does not list: ours come last.
+    ours = ["unstuck_rate_override", "unstuck_rate_multiplier", "unstuck_schedule_offset"]
+    if BACKEND == "jax":
+        assert keeper.paths[-3:] == ours
+        del keeper.paths[-3:]
     # Layers are numbered anew for every model.
     assert [p.rpartition("_")[2] for p in keeper.paths] == [p.rpartition("_")[2] for p in plain.paths]
     assert isinstance(reloaded.optimizer._learning_rate, CosineDecay)
     assert int(reloaded.optimizer.iterations) == 2 * STEPS
+    assert len(reloaded.optimizer.variables) == len(reference.optimizer.variables)
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda one: one, keras.optimizers.LossScaleOptimizer], ids=["bare", "scaled"]
+)
+def test_weights_saved_without_steering_are_loaded_in_the_middle_of_a_steered_fit(wrap, tmp_path):
+    class Restores(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 1:
+                self.model.load_weights(tmp_path / "plain.weights.h5")
+                self.iterations = int(self.model.optimizer.iterations)
+
+    model, restores = dense_model(), Restores()
+    model.compile(wrap(Adam(cosine())), "mse")
+    model.fit(X, Y, batch_size=8, epochs=1, shuffle=False, verbose=0)
+    model.save_weights(tmp_path / "plain.weights.h5")
+    again, fit = steered(wrap(Adam(cosine())), {10: ["lr x0.5"]}, callbacks=[restores], read_rates=True)
+    assert restores.iterations == STEPS
+    assert fit.rates[STEPS:] == pytest.approx([cosine_at(s) * (1 if s < 10 else 0.5) for s in range(8, 16)])
+    again.save_weights(tmp_path / "steered.weights.h5")
+    model.load_weights(tmp_path / "steered.weights.h5")
+    assert int(model.optimizer.iterations) == 2 * STEPS
 
 
 def test_after_the_fit_the_model_is_as_if_it_had_never_been_steered(tmp_path):
     model, _ = steered(SGD(cosine(), momentum=0.9), {CHANGED: ["lr 0.5"]})
-    assert "_get_current_learning_rate" not in vars(model.optimizer)
+    plain = SGD(0.1)
+    assert set(vars(model.optimizer)) <= {*vars(plain), "momentums"}
+    assert not [v for v in model.optimizer.variables if "unstuck" in v.path]
     assert float(model.optimizer.learning_rate) == pytest.approx(cosine_at(16), rel=1e-5)
     pickled = pickle.loads(pickle.dumps(model))
     assert_equal_weights(pickled, model)
@@ -216,7 +260,7 @@ def test_a_rate_that_float32_cannot_hold_is_refused_and_changes_nothing(command,
 
 
 def test_scaling_a_schedule_that_has_reached_zero_is_refused_with_the_way_out():
-    _, fit = steered(SGD(CosineDecay(0.1, 4)), {6: ["lr x2", "lr 0.01"]})
+    _, fit = steered(SGD(CosineDecay(0.1, 4)), {6: ["lr x2", "lr 0.01"]}, read_rates=True)
     assert fit.replies[0].status == "refused" and "lr VALUE" in fit.replies[0].reason
     assert fit.replies[1].status == "applied" and fit.rates[-1] == pytest.approx(0.01)
 
@@ -226,15 +270,20 @@ def test_many_scalings_stop_before_the_multiplier_overflows():
     assert [reply.status for reply in fit.replies] == ["applied", "refused", "refused", "refused"]
 
 
-def test_a_schedule_assigned_in_the_middle_of_a_fit_is_not_said_to_be_changed():
+def test_a_schedule_assigned_in_the_middle_of_a_fit_is_steered_where_the_step_follows_it():
     class AssignsSchedule(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
-            if batch == 2:
-                self.model.optimizer.learning_rate = CosineDecay(0.1, 10)
+            if self.model.optimizer.iterations == 3:
+                self.model.optimizer.learning_rate = CosineDecay(0.1, 20)
 
-    _, fit = steered(SGD(0.1), {CHANGED: ["lr 0.02"]}, callbacks=[AssignsSchedule()])
-    assert fit.replies[0].status == "refused"
-    assert "after the train step had been compiled" in fit.replies[0].reason
+    model, fit = steered(SGD(0.1), {CHANGED: ["lr 0.02"], 8: ["lr x2"]}, callbacks=[AssignsSchedule()])
+    if BACKEND == "tensorflow":  # goes on with the variable that it was traced with
+        assert fit.replies[0].status == "refused"
+        assert "after the train step had been compiled" in fit.replies[0].reason
+        return
+    assert [reply.status for reply in fit.replies] == ["applied", "applied"], fit.replies
+    rates = [0.1] * 3 + [cosine_at(step) for step in (3, 4)] + [0.02] * 3 + [0.04] * 8
+    assert_same_weights(model, looped(always(SGD(0.1)), lambda step: rates[step]))
 
 
 def test_the_event_tells_who_decides_the_rate_now():
@@ -276,15 +325,18 @@ def test_other_owners_of_the_rate_are_named_with_the_time_they_act():
 
 
 def test_an_optimizer_that_cannot_be_controlled_costs_one_problem_and_no_training(monkeypatch):
-    monkeypatch.setattr("client_callback.steering.learning_rate.RateControl.attach", lambda _: 1 / 0)
+    monkeypatch.setattr("client_callback.steering.rate_control.RateControl.attach", lambda _: 1 / 0)
     model, fit = steered(SGD(cosine()), {CHANGED: ["lr 0.02"]})
     (problem,) = [event for event in fit.events if isinstance(event, Problem)]
     assert "ZeroDivisionError" in problem.what
-    assert fit.replies[0].status == "refused"
+    assert fit.replies[0].status == ("refused" if BACKEND == "tensorflow" else "failed")
     assert int(model.optimizer.iterations) == 2 * STEPS
 
 
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="a step compiled outside of Keras")
 def test_a_loop_compiled_before_the_run_began_is_not_said_to_be_changed():
+    import tensorflow as tf
+
     model, optimizer = dense_model(), SGD(cosine())
     model.compile(optimizer, "mse")
 

@@ -7,13 +7,13 @@ import warnings
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from keras.optimizers import SGD, Adam, AdamW
 from keras.optimizers.schedules import CosineDecay
 
 from client_callback.steering.optimizers import optimizer_catalogue
 from client_callback.wire.protocol import OptimizerChanged, StateChanged
 from tests.steered_fit import (
+    BACKEND,
     BATCH,
     STEPS,
     SteeredFit,
@@ -26,6 +26,8 @@ from tests.steered_fit import (
     steered,
 )
 
+pytestmark = pytest.mark.every_backend
+
 SWITCHED = 5
 """The first step that runs with the other optimizer."""
 
@@ -35,7 +37,13 @@ def then(first: keras.optimizers.Optimizer, second: keras.optimizers.Optimizer, 
 
 
 @pytest.mark.parametrize(
-    "how", [{}, {"jit_compile": True}, {"run_eagerly": True}], ids=["graph", "xla", "eager"]
+    "how",
+    {
+        "tensorflow": [{}, {"jit_compile": True}, {"run_eagerly": True}],
+        "jax": [{}, {"run_eagerly": True}],
+        "torch": [{}],
+    }[BACKEND],
+    ids=str,
 )
 def test_the_new_optimizer_trains_from_exactly_the_step_the_reply_names(how):
     script = {SWITCHED: ["optimizer SGD learning_rate=0.05 momentum=0.9"]}
@@ -51,6 +59,14 @@ def test_the_new_optimizer_trains_from_exactly_the_step_the_reply_names(how):
     assert_same_weights(model, expected, 1e-5)
 
 
+def test_an_optimizer_of_the_same_shape_takes_over_although_the_old_train_function_is_still_held():
+    """JAX would take its trace, in which the old one's `beta_1` is a number."""
+    model, fit = steered(Adam(0.01), {SWITCHED: ["optimizer adam learning_rate=0.01 beta_1=0.3"]})
+    assert fit.held[0] is not None and fit.replies[0].status == "applied"
+    assert_same_weights(model, looped(then(Adam(0.01), Adam(0.01, beta_1=0.3))), 1e-5)
+
+
+@pytest.mark.skipif(BACKEND == "torch", reason="Keras takes one step per execution on torch")
 def test_with_several_steps_per_execution_the_switch_comes_between_executions():
     model, _ = steered(Adam(0.01), {4: ["optimizer sgd learning_rate=0.05"]}, steps_per_execution=4)
     assert_same_weights(model, looped(then(Adam(0.01), SGD(0.05), at=4)), 1e-5)
@@ -73,7 +89,7 @@ def test_the_first_update_after_a_switch_is_that_of_a_fresh_adam():
 
 
 def test_without_a_learning_rate_the_new_optimizers_own_default_is_used_and_named():
-    _, fit = steered(Adam(0.5), {SWITCHED: ["optimizer sgd"]})
+    _, fit = steered(Adam(0.5), {SWITCHED: ["optimizer sgd"]}, read_rates=True)
     assert fit.replies[0].after["learning_rate"] == 0.01
     assert fit.rates[-1] == pytest.approx(0.01)
 
@@ -83,7 +99,7 @@ def test_without_a_learning_rate_a_schedule_goes_on_where_it_was():
         return CosineDecay(0.1, 20)
 
     script = {SWITCHED: ["lr x0.5", "optimizer sgd momentum=0.5"], 9: ["lr x2"], 12: ["lr 0.004"]}
-    model, fit = steered(SGD(cosine()), script)
+    model, fit = steered(SGD(cosine()), script, read_rates=True)
     assert [reply.status for reply in fit.replies] == ["applied"] * 4, fit.replies
     assert "CosineDecay goes on from its step 5 in this fit" in fit.replies[1].reason
     assert fit.replies[1].before["learning_rate"] == fit.replies[1].after["learning_rate"]
@@ -96,7 +112,8 @@ def test_without_a_learning_rate_a_schedule_goes_on_where_it_was():
 
 
 def test_a_learning_rate_given_ends_the_schedule_and_says_so():
-    _, fit = steered(SGD(CosineDecay(0.1, 20)), {SWITCHED: ["optimizer adam learning_rate=1", "lr 0.01"]})
+    script = {SWITCHED: ["optimizer adam learning_rate=1", "lr 0.01"]}
+    _, fit = steered(SGD(CosineDecay(0.1, 20)), script, read_rates=True)
     assert "CosineDecay no longer decides" in fit.replies[0].reason
     assert fit.replies[0].after["learning_rate"] == 1.0  # a whole number where Keras wants a float
     assert fit.rates[-1] == pytest.approx(0.01)
@@ -108,18 +125,29 @@ def test_an_optimizer_that_caps_the_rate_itself_says_so():
 
 
 def test_two_switches_in_a_row_keep_the_schedules_place():
-    _, fit = steered(SGD(CosineDecay(0.1, 20)), {3: ["optimizer adam"], 7: ["optimizer sgd"]})
+    script = {3: ["optimizer adam"], 7: ["optimizer sgd"]}
+    _, fit = steered(SGD(CosineDecay(0.1, 20)), script, read_rates=True)
     schedule = CosineDecay(0.1, 20)
     np.testing.assert_allclose(fit.rates, [float(schedule(step)) for step in range(16)], rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", sorted(optimizer_catalogue()))
-def test_every_optimizer_of_the_catalogue_can_be_switched_to_and_saved(name, tmp_path):
-    model, fit = steered(Adam(0.01), {2: [f"optimizer {name}"]}, epochs=1)
-    assert fit.replies[0].status == "applied", fit.replies
-    assert type(model.optimizer).__name__.lower() == name
-    assert all(np.isfinite(w).all() for w in model.get_weights())
-    reload_and_compare(model, tmp_path / "model.keras")
+def test_every_optimizer_of_the_catalogue_can_be_switched_to_and_saved(tmp_path):
+    names = sorted(optimizer_catalogue())
+    saved = []
+
+    class Saves(keras.callbacks.Callback):
+        """After the first step of each."""
+
+        def on_train_batch_end(self, batch, logs=None):
+            if len(saved) < len(names):
+                saved.append(type(self.model.optimizer).__name__.lower())
+                assert all(np.isfinite(w).all() for w in self.model.get_weights())
+                reload_and_compare(self.model, tmp_path / "model.keras")
+
+    script = {step: [f"optimizer {name}"] for step, name in enumerate(names)}
+    _, fit = steered(Adam(0.01), script, epochs=2, callbacks=[Saves()])
+    assert [reply.status for reply in fit.replies] == ["applied"] * len(names), fit.replies
+    assert saved == names
 
 
 def reload_and_compare(model: keras.Model, path) -> keras.Model:
@@ -132,7 +160,7 @@ def reload_and_compare(model: keras.Model, path) -> keras.Model:
     assert type(loaded.optimizer) is type(model.optimizer)
     assert loaded.optimizer.get_config() == model.optimizer.get_config()
     for a, b in zip(loaded.optimizer.variables, model.optimizer.variables, strict=True):
-        np.testing.assert_array_equal(a.numpy(), b.numpy())
+        np.testing.assert_array_equal(*map(keras.ops.convert_to_numpy, (a.value, b.value)))
     return loaded
 
 
@@ -180,7 +208,8 @@ def test_mixed_precision_keeps_its_loss_scaling_its_scale_and_its_counter(tmp_pa
 def test_a_switch_before_the_very_first_step_works_although_nothing_is_built_yet(tmp_path):
     model, fit = steered(SGD(0.01, gradient_accumulation_steps=2), {0: ["optimizer adam"]}, epochs=1)
     assert fit.replies[0].status == "applied", fit.replies
-    assert int(model.optimizer.iterations) == STEPS // 2
+    from_the_start, _ = steered(Adam(gradient_accumulation_steps=2), {}, epochs=1)
+    assert_equal_weights(model, from_the_start)
     reload_and_compare(model, tmp_path / "model.keras")
 
 
@@ -202,11 +231,13 @@ def test_a_loss_scaler_given_to_compile_is_kept_with_its_settings(tmp_path):
     reload_and_compare(model, tmp_path / "model.keras")
 
 
-@pytest.mark.parametrize("at", [4, 5, 6, 7])
+@pytest.mark.parametrize(
+    "at", [4, 7] if BACKEND == "jax" else [4, 5, 6, 7]
+)  # there a step takes long to compile
 def test_a_switch_within_an_accumulation_loses_no_gradient(at):
     """Exactly as if the whole of the running accumulation had been the new optimizer's."""
     old = SGD(CosineDecay(0.1, 20), gradient_accumulation_steps=4)
-    model, fit = steered(old, {at: ["optimizer sgd momentum=0.9 clipnorm=0.5"]})
+    model, fit = steered(old, {at: ["optimizer sgd momentum=0.9 clipnorm=0.5"]}, read_rates=True)
     assert fit.replies[0].status == "applied" and "dropped" not in fit.replies[0].reason
     assert model.optimizer.gradient_accumulation_steps == 4
     schedule = CosineDecay(0.1, 20)
@@ -259,6 +290,7 @@ def test_another_kind_of_clipping_replaces_the_old_one():
     assert model.optimizer.clipnorm is None and model.optimizer.clipvalue is None
 
 
+@pytest.mark.skipif(BACKEND == "torch", reason="there it asks for the batch before it begins one")
 def test_averages_are_never_zeros_even_when_no_step_follows_the_switch():
     """A dataset of unknown length calls `on_train_batch_begin` once more than it has batches."""
 
@@ -362,7 +394,8 @@ def failing_build(monkeypatch):
 
 
 def failing_trace(monkeypatch):
-    monkeypatch.setattr(SGD, "update_step", lambda *_: tf.ensure_shape(tf.zeros(3), [2]))
+    fails = lambda *_: keras.ops.reshape(keras.ops.zeros(3), (2,))  # noqa: E731
+    monkeypatch.setattr(type(SGD()), "_backend_update_step", fails)
 
 
 def failing_verification(monkeypatch):
@@ -370,7 +403,9 @@ def failing_verification(monkeypatch):
 
 
 @pytest.mark.parametrize("fails", [failing_build, failing_trace, failing_verification])
-@pytest.mark.parametrize("rate", [0.01, CosineDecay(0.01, 20)], ids=["constant", "schedule"])
+@pytest.mark.parametrize(
+    "rate", [0.01, CosineDecay(0.01, 20)][BACKEND == "jax" :], ids=lambda rate: type(rate).__name__
+)
 def test_when_a_switch_fails_the_old_optimizer_trains_on_as_if_nothing_had_been_sent(
     fails, rate, tmp_path, monkeypatch
 ):
@@ -417,23 +452,62 @@ def test_a_multi_optimizer_is_not_replaced_by_one_for_all():
     assert fit.replies[0].status == "refused" and "each variable its own" in fit.replies[0].reason
 
 
-def test_a_custom_train_step_trains_with_the_new_optimizer():
-    class Own(keras.Model):
-        def __init__(self):
-            super().__init__()
-            self.body = dense_model()
+class Custom(keras.Model):
+    """A train step of one's own, as Keras' guides write it for each backend."""
 
-        def call(self, x):
-            return self.body(x)
+    def __init__(self):
+        super().__init__()
+        self.body = dense_model()
 
-        def train_step(self, data):
-            x, y = data
-            with tf.GradientTape() as tape:
-                loss = tf.reduce_mean(tf.square(y - self(x)))
-            self.optimizer.apply(tape.gradient(loss, self.trainable_variables), self.trainable_variables)
-            return {"loss": loss}
+    def call(self, x):
+        return self.body(x)
 
-    model, fit = steered(Adam(0.01), {SWITCHED: ["optimizer sgd learning_rate=0.05"]}, model=Own())
+    def train_step(self, *args):
+        return {
+            "tensorflow": self.on_tensorflow,
+            "jax": self.on_jax,
+            "torch": self.on_torch,
+        }[BACKEND](*args)
+
+    def on_tensorflow(self, batch):
+        import tensorflow as tf
+
+        x, y = batch
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.square(y - self(x)))
+        self.optimizer.apply(tape.gradient(loss, self.trainable_variables), self.trainable_variables)
+        return {"loss": loss}
+
+    def on_jax(self, state, batch):
+        import jax
+
+        trainable, other, slots, metrics = state
+        x, y = batch
+
+        def loss_of(weights):
+            return keras.ops.mean((y - self.stateless_call(weights, other, x)[0]) ** 2)
+
+        loss, found = jax.value_and_grad(loss_of)(trainable)
+        trainable, slots = self.optimizer.stateless_apply(slots, found, trainable)
+        return {"loss": loss}, (trainable, other, slots, metrics)
+
+    def on_torch(self, batch):
+        import torch
+
+        x, y = batch
+        self.zero_grad()
+        loss = torch.mean((y - self(x)) ** 2)
+        loss.backward()
+        with torch.no_grad():
+            weights = self.trainable_variables
+            self.optimizer.apply([weight.value.grad for weight in weights], weights)
+        return {"loss": loss}
+
+
+@pytest.mark.parametrize("rate", [0.01, CosineDecay(0.01, 1000, alpha=1.0)], ids=["constant", "schedule"])
+def test_a_custom_train_step_trains_with_the_new_optimizer(rate):
+    script = {SWITCHED: ["optimizer sgd learning_rate=0.05"]}
+    model, fit = steered(Adam(rate), script, model=Custom())
     assert fit.replies[0].status == "applied"
     assert_same_weights(model, looped(then(Adam(0.01), SGD(0.05))), 1e-5)
 

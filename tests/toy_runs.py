@@ -37,6 +37,13 @@ def samples(*numbers, at=1_000.0, labels=2):
     )
 
 
+def reading(number, *, at=1_000.0, step=0):
+    """Reading `number`, taken after as many seconds; its value is its number."""
+    return protocol.resources_event(
+        number, {"cpu": number, "memory": 2.0 * number}, step=step, time=at + number
+    )
+
+
 def story(drains=40, epochs=2, per_drain=5):
     """The events of a whole run, from its start to its end."""
     run = description(started_at=1_000.0, epochs=epochs)
@@ -53,6 +60,8 @@ def story(drains=40, epochs=2, per_drain=5):
         for _ in range(drains):
             events += [steps(step, per_drain), samples(step)]
             step += per_drain
+            if step % 10 == 0:
+                events.append(reading(step // 10 - 1, at=1_001.0, step=step))
         at = 1_000.05 + 0.1 * step
         events.append(
             protocol.Reply(
@@ -72,7 +81,7 @@ def story(drains=40, epochs=2, per_drain=5):
 
 
 def canonical(events):
-    """The same for any two ways to cut the same steps and samples into events."""
+    """The same for any two ways to cut the same steps, samples and readings into events."""
     columns: dict = {}
     others = []
     for event in events:
@@ -80,6 +89,12 @@ def canonical(events):
             columns.setdefault("step", []).append(np.arange(event.first, event.first + event.count))
             columns.setdefault("time", []).append(protocol.step_times(event))
             for name, values in protocol.step_columns(event).items():
+                columns.setdefault(name, []).append(values)
+        elif isinstance(event, protocol.Resources):
+            columns.setdefault("reading", []).append(np.arange(event.first, event.first + event.count))
+            columns.setdefault("read at", []).append(protocol.resource_times(event))
+            columns.setdefault("read after", []).append(protocol.resource_steps(event))
+            for name, values in protocol.resource_columns(event).items():
                 columns.setdefault(name, []).append(values)
         elif isinstance(event, protocol.Samples):
             columns.setdefault("sampled", []).append(protocol.sample_steps(event))

@@ -157,7 +157,8 @@ class GradientTables:
         )
         layout = Statistic(name="gradient_pair", of="values", labels=statistics.PAIR_LABELS, doc=doc)
         before = previous(int(current.shape[0]))
-        return [Table(layout, lambda: statistics.gradient_pair(before, current, examples))]
+        batch = ops.cast(examples, "float32") * self._driver.replicas
+        return [Table(layout, lambda: statistics.gradient_pair(before, current, batch))]
 
     def _dead_units(self, gradients: dict[int, Tensor]) -> list[Table]:
         known = {

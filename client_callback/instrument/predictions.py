@@ -209,16 +209,17 @@ def _value_tables(targets: Tensor, predictions: Tensor) -> list[Table]:
 
 def _moving(name: str, doc: str, values: Callable[[], Tensor]) -> list[Table]:
     bins = tuple(str(index) for index in range(statistics.VALUE_BINS))
+    histogram = functools.cache(lambda: statistics.moving_histogram(values()))
     return [
         Table(
             Statistic(
                 name=name, of="histogram", labels=bins, unit="count", doc=f"{doc}; bins span {name}_range"
             ),
-            lambda: statistics.moving_histogram(values())[0],
+            lambda: histogram()[0],
         ),
         Table(
             Statistic(name=f"{name}_range", of="values", labels=("low", "high"), doc=f"Range of {name}"),
-            lambda: statistics.moving_histogram(values())[1],
+            lambda: histogram()[1],
         ),
     ]
 

@@ -32,7 +32,7 @@ def joined_series(columns: list[Series], replicas: int) -> list[Series]:
 
 def join(columns: list[Series], rows: Float32) -> Float32:
     """float32[replicas, n, columns] → float32[n, series of `joined_series`]."""
-    if len(rows) == 1:
+    if len(rows) == 1 or not rows.shape[1]:
         only: Float32 = rows[0]
         return only
     names = [series.name for series in columns]

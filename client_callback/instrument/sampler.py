@@ -19,7 +19,7 @@ from client_callback.instrument.capture import CapturedStep
 from client_callback.instrument.gradient_tables import GradientTables, Previous
 from client_callback.instrument.layers import DescribedLayer
 from client_callback.instrument.statistics import Tensor
-from client_callback.instrument.table import Table, mean
+from client_callback.instrument.table import Table
 from client_callback.wire.protocol import Float32, Statistic
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ class Sampler:
                 ]
             )
 
-        return [Table(layout, rows, mean)]
+        return [Table(layout, rows, _joined_activations)]
 
     def _input_tables(self, step: CapturedStep) -> list[Table]:
         inputs = [value for value in keras.tree.flatten(step.inputs) if self._driver.reachable(value)]
@@ -198,6 +198,20 @@ _OF_THE_BATCH: dict[str, _Maker] = {
     "activations": Sampler._activation_tables,
     "inputs": Sampler._input_tables,
 }
+
+
+def _joined_activations(parts: Float32) -> Float32:
+    """float32[replicas, n, layers·5] → float32[n, layers·5]: of parts of equal size, nearly so of others.
+
+    Units that are 0 for the whole batch are 0 in every part; how many are the same ones is not known, so the
+    smallest number is an upper bound.
+    """
+    columns = parts.reshape(*parts.shape[:2], -1, len(statistics.ACTIVATION_LABELS)).astype(np.float64)
+    zeros, saturated, middle, deviation, silent = np.moveaxis(columns, -1, 0)
+    whole = middle.mean(axis=0)
+    spread = np.sqrt((deviation**2 + (middle - whole) ** 2).mean(axis=0))
+    joined = np.stack([zeros.mean(axis=0), saturated.mean(axis=0), whole, spread, silent.min(axis=0)], axis=-1)
+    return joined.reshape(parts.shape[1:]).astype(np.float32)
 
 
 def first_loss(loss: Any, outputs: Any, model: Any) -> Any:

@@ -26,12 +26,6 @@ def total(parts: Float32) -> Float32:
     return summed
 
 
-def mean(parts: Float32) -> Float32:
-    """Of parts of equal size; of others, nearly."""
-    averaged: Float32 = parts.mean(axis=0, dtype=np.float32)
-    return averaged
-
-
 class Table(NamedTuple):
     """A statistic and how to compute one row of it, float32[statistic.width] of any shape."""
 

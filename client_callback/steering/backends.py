@@ -1,15 +1,14 @@
 """What differs between Keras' backends when optimizer state is touched in the middle of a training.
 
-`learning_rate` and `switch` are written against `Backend`; a new backend is one class here and one entry in
-`BACKENDS`. A JAX adapter has to sync the model's state in `state`, and to have the variables of a
-`RateControl` among those of the optimizer, or they are compiled in as constants.
+Everything else in steering is written against `Backend`; a new backend is one class here and one entry in
+`BACKENDS`. The frameworks are imported where they are used: only one of them need be there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Literal, Protocol
 
 import keras
 
@@ -18,6 +17,14 @@ from client_callback.steering.training import Refused
 
 class Backend(Protocol):
     """How one of Keras' backends lets optimizer state be read, written and replaced between batches."""
+
+    @property
+    def reads_only_listed_variables(self) -> bool:
+        """Whether the step sees a variable only when it is among the optimizer's own; else it is a constant to it."""
+
+    @property
+    def late_control(self) -> Literal["impossible", "at once", "traced anew"]:
+        """Whether a `RateControl` can be put on an optimizer that trains already, and when the step asks it."""
 
     def state(self, model: Any) -> AbstractContextManager[None]:
         """Inside, variables hold the training's state; what is assigned reaches the next step."""
@@ -28,12 +35,22 @@ class Backend(Protocol):
     def copy(self, pairs: Iterable[tuple[Any, Any]]) -> None:
         """Assigns, for each (target, source) of Keras variables, each replica's own value."""
 
-    def rehearse(self, model: Any, optimizer: Any) -> None:
-        """Traces one update of the model by `optimizer` and runs nothing; raises what the tracing raises."""
+    def rehearse(self, model: Any, optimizer: Any, twin: Callable[[], Any]) -> None:
+        """Tries one update of the model by `optimizer` and changes nothing; raises what the update raises.
+
+        The next step of `fit` would try it too, but there an error would end the training. `twin` makes an
+        unbuilt optimizer with the same arguments, without loss scaling.
+        """
+
+    def forget_trace(self, model: Any) -> None:
+        """The train function made next is traced anew, whoever still holds an earlier one."""
 
 
 class TensorFlowBackend:
     """`tf.function` reads variables at every step, so assigning one is enough."""
+
+    reads_only_listed_variables = False
+    late_control: Literal["impossible"] = "impossible"
 
     def state(self, model: Any) -> AbstractContextManager[None]:
         """Variables are always current."""
@@ -52,8 +69,8 @@ class TensorFlowBackend:
             strategy = getattr(target.value, "distribute_strategy", None) or tf.distribute.get_strategy()
             strategy.extended.update(target.value, lambda a, b: a.assign(b), args=(source.value,))
 
-    def rehearse(self, model: Any, optimizer: Any) -> None:
-        """The next step of `fit` would trace this too, but there an error would end the training."""
+    def rehearse(self, model: Any, optimizer: Any, twin: Callable[[], Any]) -> None:
+        """Traces the update and runs nothing."""
         import tensorflow as tf  # noqa: PLC0415 (only where TensorFlow is the backend)
 
         variables = model.trainable_variables
@@ -71,13 +88,120 @@ class TensorFlowBackend:
 
         tf.function(lambda: model.distribute_strategy.run(update), autograph=False).get_concrete_function()
 
+    def forget_trace(self, model: Any) -> None:
+        """Every `tf.function` has a trace of its own."""
+
+
+class JaxBackend:
+    """The state travels through the train function; variables are empty while it does."""
+
+    reads_only_listed_variables = True
+    late_control: Literal["traced anew"] = "traced anew"
+
+    @contextmanager
+    def state(self, model: Any) -> Iterator[None]:
+        """Hands the state to the variables, and has `fit` take it from them again for the next step."""
+        model.jax_state_sync()
+        try:
+            yield
+        finally:
+            if getattr(model, "_jax_state", None):
+                # Should the next step fail, Keras puts this back into the variables there are now.
+                values = model._get_jax_state(**dict.fromkeys(_JAX_STATE, True))
+                model._jax_state = dict(zip(_JAX_STATE, values, strict=True))
+            model._jax_state_synced = True
+
+    def scope(self, model: Any) -> AbstractContextManager[Any]:
+        """Keras lays a new variable out as `keras.distribution` says."""
+        return nullcontext()
+
+    def copy(self, pairs: Iterable[tuple[Any, Any]]) -> None:
+        """Into an array of its own: one that two variables share cannot be donated to the step."""
+        import jax.numpy as jnp  # noqa: PLC0415 (only where JAX is the backend)
+
+        for target, source in pairs:
+            target.assign(jnp.array(source.value, copy=True))
+
+    def rehearse(self, model: Any, optimizer: Any, twin: Callable[[], Any]) -> None:
+        """Traces the update and runs nothing."""
+        import jax  # noqa: PLC0415 (only where JAX is the backend)
+
+        def shapes(variables: Iterable[Any]) -> list[Any]:
+            return [jax.ShapeDtypeStruct(variable.shape, variable.dtype) for variable in variables]
+
+        weights = shapes(model.trainable_variables)
+        jax.eval_shape(optimizer.stateless_apply, shapes(optimizer.variables), weights, weights)
+
+    def forget_trace(self, model: Any) -> None:
+        """JAX keeps traces by function and shapes, and the train step is the same function for any optimizer.
+
+        While anything holds the old train function, an Adam with another `beta_1` would train as the old one.
+        """
+        import jax  # noqa: PLC0415 (only where JAX is the backend)
+
+        jax.jit(model.train_step).clear_cache()
+
+
+class TorchBackend:
+    """The step runs as it is written, on variables that are always current."""
+
+    reads_only_listed_variables = False
+    late_control: Literal["at once"] = "at once"
+
+    def state(self, model: Any) -> AbstractContextManager[None]:
+        """Variables are always current."""
+        return nullcontext()
+
+    def scope(self, model: Any) -> AbstractContextManager[Any]:
+        """There are no replicas."""
+        return nullcontext()
+
+    def copy(self, pairs: Iterable[tuple[Any, Any]]) -> None:
+        """Torch copies into the target's own memory."""
+        for target, source in pairs:
+            target.assign(source.value)
+
+    def rehearse(self, model: Any, optimizer: Any, twin: Callable[[], Any]) -> None:
+        """Has the twin update small stand-ins of the weights: torch cannot trace without running."""
+        import torch  # noqa: PLC0415 (only where torch is the backend)
+
+        stand_ins = _stand_ins(model.trainable_variables)
+        rehearsing = twin()
+        rehearsing.build(stand_ins)
+        gradients = [keras.ops.zeros_like(variable) for variable in stand_ins]
+        with torch.no_grad():
+            for _ in range(rehearsing.gradient_accumulation_steps or 1):
+                rehearsing.apply(gradients, stand_ins)
+
+    def forget_trace(self, model: Any) -> None:
+        """There is none."""
+
+
+_JAX_STATE = ("trainable_variables", "non_trainable_variables", "optimizer_variables", "metrics_variables")
+"""Keras' names for what travels through the train function, in its order."""
+
+_STAND_IN_LENGTH = 3
+"""Of each axis: optimizers tell weights apart by the number of axes, not by their lengths."""
+
+
+def _stand_ins(variables: Iterable[Any]) -> list[Any]:
+    """Variables of zeros, one for each name, number of axes and dtype that there is."""
+    kinds = {(v.name, tuple(min(n, _STAND_IN_LENGTH) for n in v.shape), v.dtype) for v in variables}
+    return [
+        keras.Variable(keras.ops.zeros(shape, dtype), dtype=dtype, name=name) for name, shape, dtype in kinds
+    ]
+
 
 def _embedding_variables(model: Any) -> set[int]:
     layers = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.Embedding)]
     return {id(variable) for layer in layers for variable in layer.trainable_variables}
 
 
-BACKENDS: dict[str, Backend] = {"tensorflow": TensorFlowBackend()}
+BACKENDS: dict[str, Backend] = {
+    "tensorflow": TensorFlowBackend(),
+    "jax": JaxBackend(),
+    "torch": TorchBackend(),
+}
 
 
 def current_backend() -> Backend:

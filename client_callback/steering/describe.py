@@ -7,8 +7,9 @@ from typing import Any
 
 import keras
 
-from client_callback.steering.learning_rate import rated_optimizers, read_rates, schedule_name
+from client_callback.steering.learning_rate import read_rates
 from client_callback.steering.optimizers import command_name, settings
+from client_callback.steering.rate_control import rated_optimizers, schedule_name
 from client_callback.steering.rate_owners import rate_owners
 from client_callback.wire import protocol
 from client_callback.wire.protocol import Scalar

@@ -13,16 +13,16 @@ import keras
 
 from client_callback.steering.backends import current_backend
 from client_callback.steering.describe import current_optimizer, describe_optimizer, described_settings
-from client_callback.steering.learning_rate import (
+from client_callback.steering.learning_rate import read_rates, scale_rates, set_rates
+from client_callback.steering.optimizers import checked_arguments, command_name, optimizer_class
+from client_callback.steering.rate_control import (
     control_of,
+    install_controls,
     is_computed,
     rated_optimizers,
-    read_rates,
-    scale_rates,
     schedule_name,
-    set_rates,
+    uncontrolled,
 )
-from client_callback.steering.optimizers import checked_arguments, command_name, optimizer_class
 from client_callback.steering.rate_owners import rate_owners
 from client_callback.steering.switch import build_replacement, exchange
 from client_callback.steering.training import Outcome, Refused, Training, announce_resting_state
@@ -112,6 +112,9 @@ HANDLERS: dict[type[commands.Instruction], Handler] = {
     commands.Note: note,
 }
 
+OF_THE_OPTIMIZER = frozenset({commands.SetRate, commands.ScaleRate, commands.SwitchOptimizer})
+"""They need an optimizer that the training uses."""
+
 OBEYED_WITHOUT_CONTROL = frozenset({commands.Note})
 """A remark changes nothing of the training."""
 
@@ -121,6 +124,7 @@ def _change_rate(training: Training, time: float, change: Callable[[Any], None])
     with current_backend().state(training.model):
         before = read_rates(optimizer)
         schedules = [schedule_name(one) for one in rated_optimizers(optimizer)]
+        _take_control(training, optimizer, time)
         change(optimizer)
         after = read_rates(optimizer)
         notes = _about_schedules(optimizer, schedules)
@@ -128,6 +132,28 @@ def _change_rate(training: Training, time: float, change: Callable[[Any], None])
         _announce_optimizer(training, time)
     reason = "; ".join([*notes, *_what_else_decides(training, optimizer)])
     return Outcome(before=before, after=after, reason=reason)
+
+
+def _take_control(training: Training, optimizer: Any, time: float) -> None:
+    """Puts a control on what has none yet: a schedule of a loop of one's own, or one assigned since."""
+    backend = current_backend()
+    if backend.late_control == "impossible" or not uncontrolled(optimizer):
+        return
+
+    def install() -> None:
+        install_controls(training.model, optimizer)
+
+    if backend.late_control == "at once":
+        install()
+        return
+    training.emit(StateChanged(step=training.step, time=time, state="recompiling", reason="learning rate"))
+    try:
+        training.rebuild(install)
+    except BaseException:
+        announce_resting_state(training, time)
+        raise
+    if training.paused:
+        announce_resting_state(training, time)
 
 
 def _about_schedules(optimizer: Any, schedules: list[str | None]) -> list[str]:

@@ -7,21 +7,21 @@ copied: with fresh moments, Adam's bias correction would make hundreds of update
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import keras
-from keras import ops
 
 from client_callback.steering.backends import current_backend
-from client_callback.steering.learning_rate import (
+from client_callback.steering.learning_rate import read_rate
+from client_callback.steering.rate_control import (
     RateControl,
     control_of,
     is_computed,
     rated_optimizers,
-    read_rate,
     schedule_name,
+    updates,
 )
 from client_callback.steering.training import Refused, Training
 from client_callback.wire.protocol import Scalar
@@ -44,6 +44,8 @@ class Replacement:
     model: Any
     old: Any
     new: Any
+    twin: Callable[[], Any]
+    """Makes an unbuilt optimizer with the arguments of the new one, without loss scaling."""
     control: RateControl | None = None
     """Put on the new optimizer when it keeps a schedule."""
     notes: list[str] = field(default_factory=list)
@@ -63,6 +65,7 @@ class Replacement:
         if self.control is not None:
             self.control.attach()
         self.model.optimizer = self.new
+        current_backend().forget_trace(self.model)
         if "optimizer" in self._compiled:
             # Under mixed precision `compile` keeps the optimizer as it was before it was wrapped.
             bare = self._old_compiled is rated_optimizers(self.old)[0]
@@ -75,6 +78,7 @@ class Replacement:
         if self._old_control is not None:
             self._old_control.attach()
         self.model.optimizer = self.old
+        current_backend().forget_trace(self.model)
         if "optimizer" in self._compiled:
             self._compiled["optimizer"] = self._old_compiled
 
@@ -103,7 +107,7 @@ def build_replacement(model: Any, old: Any, cls: type, arguments: Mapping[str, S
             new_inner = cls(**config)
     except (ValueError, TypeError) as error:
         raise Refused(f"{cls.__name__.lower()}: {error}") from error
-    replacement = Replacement(model, old, new_inner)
+    replacement = Replacement(model, old, new_inner, twin=lambda: cls(**config))
     with current_backend().scope(model):
         _exclude_from_weight_decay(inner, new_inner)
         if scaled:
@@ -115,7 +119,7 @@ def build_replacement(model: Any, old: Any, cls: type, arguments: Mapping[str, S
 
 def exchange(training: Training, replacement: Replacement) -> None:
     """Puts the replacement in; when that fails the old optimizer trains on and the error is raised."""
-    current_backend().rehearse(replacement.model, replacement.new)
+    current_backend().rehearse(replacement.model, replacement.new, replacement.twin)
     try:
         training.rebuild(replacement.put_in)
         _verify(replacement)
@@ -175,7 +179,7 @@ def _carry_accumulation(replacement: Replacement, inner: Any, new_inner: Any) ->
     Setting the phase leaves `iterations` at 0: Keras divides by the number of batches per update.
     """
     length, new_length = inner.gradient_accumulation_steps, new_inner.gradient_accumulation_steps
-    phase = int(ops.convert_to_numpy(inner._iterations)) % length if length and inner.built else 0
+    phase = updates(inner) % length if length and inner.built else 0
     if not phase:
         return 0
     if not new_length or phase >= new_length:
@@ -199,9 +203,11 @@ def _keep_schedule(replacement: Replacement, inner: Any, new_inner: Any, phase: 
             replacement.notes.append(f"{name} no longer decides the rate")
         return
     old = control_of(inner)
-    position = old.position if old else int(ops.convert_to_numpy(inner._iterations))
+    position = old.position if old else updates(inner)
     multiplier = old.factor if old else 1.0
-    replacement.control = RateControl(new_inner, offset=position - phase, multiplier=multiplier)
+    replacement.control = RateControl(
+        new_inner, replacement.new, offset=position - phase, multiplier=multiplier
+    )
     replacement.notes.append(
         f"{name} goes on from its step {position} in this fit; in a saved file it starts anew at this switch"
     )

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from client_callback.wire import protocol
-from client_callback.wire.protocol import Event, Frame, RunDescription, Samples, Steps
+from client_callback.wire.protocol import Columnar, Event, Frame, Overhead, Resources, RunDescription
 
 FORMAT_VERSION = 1
 """Of the file. Raised when an older reader could not read it."""
@@ -132,9 +132,11 @@ class JournalWriter:
 
     def _note(self, frame: Frame, event: Event) -> None:
         """Remembers the frame as foldable, and folds what has become enough."""
-        if not isinstance(event, Steps | Samples):
-            # Steps and samples may change places with each other, never with anything else.
-            for kind in list(self._foldable):
+        if isinstance(event, Overhead):
+            return  # stands in no order to anything
+        if not isinstance(event, Columnar):
+            # Steps and samples may change places with each other, never with anything else; resources with all.
+            for kind in self._foldable.keys() - {Resources.__name__}:
                 self._end_chain(kind)
             return
         kind = type(event).__name__
@@ -177,10 +179,10 @@ class JournalWriter:
         if folded.size >= FOLD_BYTES // 2:
             rows.clear()  # whatever comes next is no neighbour of what stood before this one
 
-    def _payload(self, seq: int) -> Steps | Samples:
+    def _payload(self, seq: int) -> Columnar:
         (payload,) = self._connection.execute("SELECT payload FROM frames WHERE seq = ?", (seq,)).fetchone()
         event = protocol.decode_event(payload)
-        assert isinstance(event, Steps | Samples)  # noqa: S101  (only these are ever noted as foldable)
+        assert isinstance(event, Columnar)  # noqa: S101  (only these are ever noted as foldable)
         return event
 
 

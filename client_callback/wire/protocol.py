@@ -9,7 +9,7 @@ Steps are counted from 0 over the whole run, one per batch. Times are seconds si
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Literal, TypeVar
 
 import msgspec
@@ -33,6 +33,11 @@ Names = Annotated[tuple[Name, ...], msgspec.Meta(max_length=100_000)]
 Scalar = bool | int | float | Text | None
 
 
+TIMINGS = ("input_wait", "step_time", "callback_time", "examples")
+"""Series of kind `timing`: seconds that a step waited for its batch, ran, and spent in callbacks (NaN: could not
+be told apart), and how many examples it trained on, over all replicas."""
+
+
 class ProtocolError(ValueError):
     """Bytes that are no valid message. The text says what was received and why it does not fit."""
 
@@ -48,8 +53,9 @@ class Series(_Value, frozen=True, kw_only=True):
     """One column of numbers, one value per step."""
 
     name: Name
-    kind: Literal["batch", "running"] = "batch"
-    """`batch`: the value of that very batch. `running`: Keras' mean since the epoch began, as with AUC."""
+    kind: Literal["batch", "running", "timing"] = "batch"
+    """`batch`: the value of that very batch. `running`: Keras' mean since the epoch began, as with AUC.
+    `timing`: how the step ran, not what the model learned: one of `TIMINGS`."""
 
 
 class Statistic(_Value, frozen=True, kw_only=True):
@@ -182,10 +188,21 @@ class Samples(Event, frozen=True, kw_only=True, tag="samples"):
 
 
 class Resources(Event, frozen=True, kw_only=True, tag="resources"):
-    """What the machine and this process use, about once a second while the run lasts."""
+    """What the machine and this process use: `count` consecutive readings, the first being number `first`.
 
-    values: dict[Name, float]
-    """`cpu`, `memory`, `gpu0_utilisation`, …: `client_callback.resources` says which, and their units."""
+    Taken about once a second while the run lasts. Readings count from 0 and stand in no fixed order to other
+    events: whatever happened between two of them may come before or after both.
+    """
+
+    first: Count
+    count: Count
+    times: bytes
+    """float64[count]: when each was taken."""
+    steps: bytes
+    """int64[count]: how many steps had been completed by then, never decreasing."""
+    columns: dict[Name, bytes]
+    """`cpu`, `memory`, `gpu0_utilisation`, … → float32[count]; `wire.resources` knows their units. NaN: could not
+    be read."""
 
 
 class Overhead(Event, frozen=True, kw_only=True, tag="overhead"):
@@ -274,6 +291,10 @@ AnyEvent = (
     | Problem
     | RunEnded
 )
+
+
+Columnar = Steps | Samples | Resources
+"""Events that hold columns, of which neighbours are folded into one as a recording grows."""
 
 
 class Frame(_Value, frozen=True, kw_only=True):
@@ -370,6 +391,9 @@ def decode_event(payload: bytes) -> AnyEvent:
         _check_lengths("steps", {"times": event.times}, 8 * event.count)
     elif isinstance(event, Samples):
         _check_samples(event)
+    elif isinstance(event, Resources):
+        _check_lengths("resources", event.columns, 4 * event.count)
+        _check_lengths("resources", {"times": event.times, "steps": event.steps}, 8 * event.count)
     return event
 
 
@@ -410,6 +434,19 @@ def samples_event(steps: Int64, columns: dict[str, Float32], *, time: float) -> 
     )
 
 
+def resources_event(number: int, values: Mapping[str, float], *, step: int, time: float) -> Resources:
+    """Packs reading `number`."""
+    return Resources(
+        step=step,
+        time=time,
+        first=number,
+        count=1,
+        times=np.array([time], "<f8").tobytes(),
+        steps=np.array([step], "<i8").tobytes(),
+        columns={name: np.array([value], "<f4").tobytes() for name, value in values.items()},
+    )
+
+
 def step_times(event: Steps) -> Float64:
     """float64[count], read-only."""
     return np.frombuffer(event.times, "<f8")
@@ -431,16 +468,32 @@ def sample_columns(event: Samples) -> dict[str, Float32]:
     return {name: np.frombuffer(values, "<f4").reshape(rows, -1) for name, values in event.columns.items()}
 
 
+def resource_times(event: Resources) -> Float64:
+    """float64[count], read-only."""
+    return np.frombuffer(event.times, "<f8")
+
+
+def resource_steps(event: Resources) -> Int64:
+    """int64[count], read-only."""
+    return np.frombuffer(event.steps, "<i8")
+
+
+def resource_columns(event: Resources) -> dict[str, Float32]:
+    """Name → float32[count], read-only."""
+    return {name: np.frombuffer(values, "<f4") for name, values in event.columns.items()}
+
+
 def can_fold(earlier: Event, later: Event) -> bool:
     """Whether the two can become one event without losing anything."""
-    if isinstance(earlier, Steps) and isinstance(later, Steps):
-        return earlier.first + earlier.count == later.first and earlier.columns.keys() == later.columns.keys()
     if isinstance(earlier, Samples) and isinstance(later, Samples):
         return _widths(earlier) == _widths(later) and earlier.steps[-8:] != later.steps[:8]
+    if isinstance(earlier, Steps | Resources) and isinstance(later, Steps | Resources):
+        adjacent = type(earlier) is type(later) and earlier.first + earlier.count == later.first
+        return adjacent and earlier.columns.keys() == later.columns.keys()
     return False
 
 
-def fold(events: Iterable[Steps | Samples]) -> Steps | Samples:
+def fold(events: Iterable[Columnar]) -> Columnar:
     """Joins events of one kind, each of which `can_fold` with the next, into one."""
     parts = list(events)
     last = parts[-1]
@@ -450,14 +503,15 @@ def fold(events: Iterable[Steps | Samples]) -> Steps | Samples:
         return Samples(
             step=last.step, time=last.time, steps=b"".join(p.steps for p in samples), columns=columns
         )
-    steps = [part for part in parts if isinstance(part, Steps)]
-    return Steps(
-        step=last.step,
-        time=last.time,
-        first=steps[0].first,
-        count=sum(part.count for part in steps),
-        times=b"".join(part.times for part in steps),
-        columns=columns,
+    counted = [part for part in parts if isinstance(part, Steps | Resources)]
+    first, count = counted[0].first, sum(part.count for part in counted)
+    times = b"".join(part.times for part in counted)
+    if isinstance(last, Steps):
+        return Steps(step=last.step, time=last.time, first=first, count=count, times=times, columns=columns)
+    readings = [part for part in parts if isinstance(part, Resources)]
+    steps = b"".join(part.steps for part in readings)
+    return Resources(
+        step=last.step, time=last.time, first=first, count=count, times=times, steps=steps, columns=columns
     )
 
 

@@ -31,6 +31,7 @@ def session_of(
     *,
     optimizer: str = "adam",
     running: tuple[str, ...] = (),
+    timing: tuple[str, ...] = (),
     gradient_non_finite: Mapping[int, Mapping[str, float]] | None = None,
 ) -> Session:
     """A session in which each series has the given values, one per step from step 0.
@@ -39,6 +40,7 @@ def session_of(
         series: Name → values, all of one length.
         optimizer: Name of the optimizer at work.
         running: The series that are means since their epoch began.
+        timing: The series that tell how the steps ran.
         gradient_non_finite: Step → variable → how many of its gradient's entries were not finite.
     """
     session = Session()
@@ -53,7 +55,10 @@ def session_of(
     variables = tuple(dict.fromkeys(name for row in sampled.values() for name in row))
     session.apply(
         Instrumented(
-            series=tuple(Series(name=n, kind="running" if n in running else "batch") for n in series),
+            series=tuple(
+                Series(name=n, kind="running" if n in running else "timing" if n in timing else "batch")
+                for n in series
+            ),
             statistics=(Statistic(name="gradient_non_finite", of="variables", labels=variables),),
         )
     )

@@ -58,7 +58,8 @@ _REMEDIES = (
 
 def _in_series(session: Session) -> list[_Sign]:
     signs = []
-    for name, column in session.series.items():
+    for name in session.metric_series():  # a time of a step is NaN where it cannot be told
+        column = session.series[name]
         steps = column.non_finite(0, len(column))
         if len(steps):
             value = float(column.values[steps[0]])
@@ -97,6 +98,9 @@ def _falling() -> Float64:
 
 HEALTHY = {
     "all values are finite": lambda: session_of({"loss": _falling(), "accuracy": 1 - _falling() / 3}),
+    "the time spent waiting for data cannot be told apart": lambda: session_of(
+        {"loss": _falling(), "input_wait": np.full(400, math.nan)}, timing=("input_wait",)
+    ),
     "gradients are sampled and finite": lambda: session_of(
         {"loss": _falling()}, gradient_non_finite={0: {"dense/kernel": 0}, 10: {"dense/kernel": 0}}
     ),

@@ -9,6 +9,7 @@ from monitor.panels.findings import FindingsPanel
 from monitor.panels.gradients import GradientsPanel
 from monitor.panels.interventions import InterventionsPanel
 from monitor.panels.learning_rate import LearningRatePanel
+from monitor.panels.machine import MachinePanel
 from monitor.panels.panel import Panel
 from monitor.panels.predictions import PredictionsPanel
 
@@ -17,6 +18,7 @@ PANELS: Final[tuple[type[Panel], ...]] = (
     MetricPanel,
     LearningRatePanel,
     GradientsPanel,
+    MachinePanel,
     PredictionsPanel,
     InterventionsPanel,
     FindingsPanel,

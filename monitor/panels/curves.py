@@ -36,7 +36,7 @@ _NO_METRICS: Final = ("loss", "learning_rate")
 
 def metric_names(session: Session) -> list[str]:
     """What can be drawn beside the loss: metrics, then those that only validation has, then gradient norms."""
-    dense = [name for name in session.series if name not in _NO_METRICS]
+    dense = [name for name in session.metric_series() if name not in _NO_METRICS]
     validated = [name.removeprefix("val_") for name in session.validation]
     names = dict.fromkeys([n for n in dense if n != "grad_norm"] + [n for n in validated if n != "loss"])
     return [*names, *(n for n in dense if n == "grad_norm")]

@@ -20,6 +20,7 @@ from textual.geometry import Region
 from textual.strip import Strip
 from textual.widget import Widget
 
+from monitor.canvas import joins
 from monitor.charts import Row, Segment
 from monitor.messages import PanelChosen, Scrolled
 from monitor.panels.text import scrolled
@@ -234,7 +235,7 @@ def plain(text: str, ascii_only: bool) -> str:
     if ascii_only:
         text = text.translate(_PLAIN_SIGNS)
         return "".join(c if c.isascii() and c.isprintable() else "?" for c in text)
-    return "".join(c for c in text if c.isprintable() and unicodedata.category(c) not in ("Mn", "Me"))
+    return "".join(c for c in text if c.isprintable() and not joins(c))
 
 
 def changed_regions(before: list[Strip], after: list[Strip]) -> list[Region]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Hashable
 
 from monitor.charts import Row, Segment
+from monitor.panels.machine import overhead_style
 from monitor.panels.panel import Panel
 from monitor.panels.text import Item, bar, both_ends, cut, duration, line, rate, row_width, spelled
 from monitor.session import Session, State
@@ -42,6 +43,7 @@ class StatusPanel(Panel):
             session.run,
             session.optimizer,
             session.requested_learning_rate,
+            session.overhead,
             len(session.problems),
             (view.mode, view.start, view.stop, view.span, view.smoothing, view.link),
         )
@@ -125,6 +127,7 @@ def _training_items(session: Session, view: View, width: int) -> list[Item]:
         Item(2, [Segment(optimizer.name, "text")] if optimizer else []),
         Item(3, _owners(session)),
         Item(5, [Segment(f"{len(session.problems)} problems", "warn")] if session.problems else []),
+        Item(4, _overhead(session)),
         Item(7, [Segment(cut(view.link.note, 60), "dim")] if view.link.note else []),
     ]
 
@@ -141,6 +144,14 @@ def _rate(session: Session, *, ascii_only: bool) -> Row:
         return [*row, Segment(rate(effective), "rate"), Segment(" in effect", "dim")]
     row.append(Segment(rate(effective if effective is not None else asked), "rate"))
     return [*row, Segment(" as asked", "dim")] if asked is not None and effective is not None else row
+
+
+def _overhead(session: Session) -> Row:
+    """Only where watching costs more than it may; the panel on the machine says it always."""
+    overhead = session.overhead
+    if overhead is None or session.ended or (style := overhead_style(overhead)) == "text":
+        return []
+    return [Segment("overhead ", "dim"), Segment(f"{100 * overhead.share:.1f} %", style)]
 
 
 def _owners(session: Session) -> Row:

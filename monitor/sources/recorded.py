@@ -15,8 +15,9 @@ import msgspec
 import numpy as np
 
 from client_callback.wire import commands, protocol, runs
-from client_callback.wire.protocol import AnyEvent, Float64, Int64, Samples, Steps
+from client_callback.wire.protocol import AnyEvent, Float64, Int64, Overhead, Resources, Samples, Steps
 from client_callback.wire.recording import JournalReader
+from monitor.sources.asides import Asides
 from monitor.sources.source import Order, Update, slice_samples, slice_steps
 
 LONGEST_WAIT_S = 3.0
@@ -62,6 +63,8 @@ class RecordedSource:
         self._events: list[AnyEvent] = []
         self._rows: list[Float64 | Int64 | None] = []
         """Beside each event: the times of its steps, the steps of its samples, or None."""
+        self._asides: dict[type[AnyEvent], Asides] = {Resources: Asides(), Overhead: Asides()}
+        """What stands in no order to the other events: delivered when its moment has come."""
         self._jumps: set[int] = set()
         self._last_step = 0
         self._complete = False
@@ -131,7 +134,8 @@ class RecordedSource:
     @property
     def at_end(self) -> bool:
         """Whether everything there is has been delivered."""
-        return self._next == len(self._events) and self._target is None
+        everything = self._next == len(self._events) and all(a.over for a in self._asides.values())
+        return everything and self._target is None
 
     def play(self) -> None:
         """Lets the position move; from the start when it was at the end."""
@@ -166,10 +170,12 @@ class RecordedSource:
             target, self._target = self._target, None
             self._deliver(events, math.inf, target if target < self._last_step else math.inf)
             self._time = max(self._time, self._shown)
+            self._deliver_asides(events)
             self._ticked_at = self._clock()
         elif self._playing:
             self._advance_clock()
             self._deliver(events, self._time, math.inf)
+            self._deliver_asides(events)
             self._skip_idle()
             if self.at_end and not self._still_written():
                 self._playing = False
@@ -205,7 +211,9 @@ class RecordedSource:
         for frame in self._reader.frames(self._order.last_seq):
             self._grew_at = self._clock()
             event = self._order.take(frame)
-            if event is not None and not (isinstance(event, Steps) and event.count == 0):
+            if isinstance(event, Resources | Overhead):
+                self._asides[type(event)].add(event)
+            elif event is not None and not (isinstance(event, Steps) and event.count == 0):
                 self._add(event)
         self._complete = bool(self._events) and isinstance(self._events[-1], protocol.RunEnded)
 
@@ -233,6 +241,8 @@ class RecordedSource:
         """Everything before has been delivered."""
         self._delivered: dict[int, int] = {}
         """Rows delivered of the events from `_next` on."""
+        for asides in self._asides.values():
+            asides.rewind()
         self._position = 0
         self._time = self._events[0].time if self._events else 0.0
         self._shown = self._time
@@ -280,6 +290,12 @@ class RecordedSource:
             events.append(part)
             self._delivered[index] = done = due
         return done == len(rows)
+
+    def _deliver_asides(self, events: list[AnyEvent]) -> None:
+        """Delivers readings and overheads up to the moment shown; at the end of the recording the rest."""
+        until = math.inf if self._next == len(self._events) else self._time
+        for asides in self._asides.values():
+            events += asides.due(until)
 
     def _advance_clock(self) -> None:
         now = self._clock()

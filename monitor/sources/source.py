@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 
 from client_callback.wire import protocol
-from client_callback.wire.protocol import AnyEvent, Frame, Samples, Steps
+from client_callback.wire.protocol import AnyEvent, Frame, Resources, Samples, Steps
 
 
 class Update(NamedTuple):
@@ -52,6 +52,7 @@ class Order:
         """Frames that held no valid event."""
         self._next_step = 0
         self._last_sample = -1
+        self._next_reading = 0
 
     def take(self, frame: Frame) -> AnyEvent | None:
         """The event, without what was delivered before; None when nothing of it is new."""
@@ -76,6 +77,11 @@ class Order:
                     event, int(np.searchsorted(steps, self._last_sample, "right")), len(steps)
                 )
             self._last_sample = max(self._last_sample, int(steps[-1]))
+        elif isinstance(event, Resources):
+            if overlaps:
+                event = slice_resources(event, max(0, self._next_reading - event.first), event.count)
+            if event:
+                self._next_reading = event.first + event.count
         return event
 
 
@@ -110,4 +116,22 @@ def slice_samples(event: Samples, start: int, stop: int) -> Samples | None:
         step=int(protocol.sample_steps(event)[stop - 1]) + 1,
         steps=event.steps[8 * start : 8 * stop],
         columns={n: v[width[n] * start : width[n] * stop] for n, v in event.columns.items()},
+    )
+
+
+def slice_resources(event: Resources, start: int, stop: int) -> Resources | None:
+    """Readings `start` to `stop` (exclusive) of the event; None when there are none."""
+    if start >= stop:
+        return None
+    if start == 0 and stop == event.count:
+        return event
+    return msgspec.structs.replace(
+        event,
+        first=event.first + start,
+        count=stop - start,
+        step=int(protocol.resource_steps(event)[stop - 1]),
+        time=float(protocol.resource_times(event)[stop - 1]),
+        times=event.times[8 * start : 8 * stop],
+        steps=event.steps[8 * start : 8 * stop],
+        columns={name: values[4 * start : 4 * stop] for name, values in event.columns.items()},
     )

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.distribute import distribute_lib
 from tensorflow.python.ops.resource_variable_ops import ResourceVariable
 
 from client_callback.instrument import statistics
@@ -259,13 +258,11 @@ class Driver:
     def _note_move(self, variable: Any, sign: int, move: Callable[[], Tensor]) -> None:
         if self._merging is None:
             return
-        if self.replicas > 1:
-            # Every replica moves its copy alike; the first one's is measured.
-            if (distribute_lib.get_update_replica_id() or 0) != 0:
-                return
-            container = getattr(variable, "_distributed_container", None)
-            variable = variable if container is None else container()
         index = self._probe.capture.variable_index(variable)
+        if index is None and self.replicas > 1:
+            # Every replica moves its own copy alike; the first one's is measured.
+            first_copies = {id(known.value.values[0]): place for place, known in enumerate(self._probe.variables)}
+            index = first_copies.get(id(variable))
         if index is not None:
             self._moves.append((index, sign, move()))
 

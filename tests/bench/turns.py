@@ -1,0 +1,154 @@
+"""Trainings that take turns, and what is read from their turns: paired ratios with the range chance leaves them.
+
+Every variant trains in a process of its own (`trainee`), a segment at a time, in the order A B C … C B A, so that
+what drifts and what disturbs hits all alike. Whoever has no turn is held still with all its processes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tests.bench.processes import signal_all
+
+Segment = dict[str, Any]
+"""What `trainee` tells of one: wall_s, cpu_s, …"""
+Turns = dict[str, list[list[Segment]]]
+"""Variant → round → its two segments."""
+
+WARM_UP = 4
+"""Segments before the first round: traces, first monitors, and an interval of statistics that adapts itself."""
+_SETTLE_S = 0.15
+"""Between waking a training and its segment: its monitor asks for what it seems to have missed."""
+
+
+class Trainee:
+    """One variant's process."""
+
+    def __init__(self, variant: str, sizes: Sequence[str], backend: str) -> None:
+        self.variant = variant
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed by `kill`)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.bench.trainee", variant, *sizes],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            env={**os.environ, "PYTHONHASHSEED": "0", "KERAS_BACKEND": backend},
+        )
+
+    def segment(self) -> Segment:
+        """Trains one and holds still again. Raises RuntimeError when the process ended instead."""
+        signal_all(self._process.pid, signal.SIGCONT)
+        time.sleep(_SETTLE_S)
+        self._say("go")
+        answer = self._process.stdout.readline()
+        if not answer:
+            self._errors.seek(0)
+            raise RuntimeError(f"{self.variant}: {self._errors.read()[-3_000:]}")
+        signal_all(self._process.pid, signal.SIGSTOP)
+        return json.loads(answer)
+
+    def next_size(self) -> None:
+        """Ends the fit under way; the next segment is of the next size."""
+        signal_all(self._process.pid, signal.SIGCONT)
+        self._say("next")
+
+    def kill(self) -> None:
+        """With whatever it started."""
+        signal_all(self._process.pid, signal.SIGKILL)
+        self._process.communicate()
+        self._errors.close()
+
+    def _say(self, word: str) -> None:
+        self._process.stdin.write(f"{word}\n")
+        self._process.stdin.flush()
+
+
+@contextmanager
+def trainees(variants: Sequence[str], sizes: Sequence[str], backend: str) -> Iterator[list[Trainee]]:
+    """One process for each variant."""
+    with ExitStack() as stack:
+        started = [Trainee(variant, sizes, backend) for variant in variants]
+        for trainee in started:
+            stack.callback(trainee.kill)
+        yield started
+
+
+def take_turns(started: Sequence[Trainee], rounds: int) -> Turns:
+    """Warms every training up, then has each train two segments a round."""
+    for trainee in started:
+        for _ in range(WARM_UP):
+            trainee.segment()
+    turns: Turns = {trainee.variant: [] for trainee in started}
+    for number in range(rounds):
+        first = number % len(started)
+        order = [*started[first:], *started[:first]]
+        for trainee in order:
+            turns[trainee.variant].append([trainee.segment()])
+        for trainee in reversed(order):
+            turns[trainee.variant][-1].append(trainee.segment())
+    return turns
+
+
+class Ratio(NamedTuple):
+    """What one variant took in terms of another: the mean over the middle half of the calmer half of the rounds."""
+
+    value: float
+    low: float
+    high: float
+    """Between them 95 % of what drawing those rounds again would give (bootstrap)."""
+
+
+def ratio(turns: Turns, variant: str, reference: str, key: str) -> Ratio:
+    """Paired within each round. `key`: wall_s or cpu_s."""
+    calm = calm_rounds(turns, variant, reference)
+    pairs = per_round(turns, variant, key)[calm] / per_round(turns, reference, key)[calm]
+    chance = np.random.default_rng(0)
+    draws = [_middle(chance.choice(pairs, len(pairs))) for _ in range(2_000)]
+    return Ratio(_middle(pairs), *np.quantile(draws, [0.025, 0.975]))
+
+
+def calm_rounds(turns: Turns, *variants: str) -> np.ndarray:
+    """Numbers of that half of the rounds in which other programs took the least CPU time from these variants."""
+    others = sum(per_round(turns, variant, "others_cpu_s") for variant in variants)
+    return np.argsort(others)[: (len(others) + 1) // 2]
+
+
+def others_share(turns: Turns, variant: str) -> float:
+    """CPUs that other programs kept busy meanwhile, in the calmer half of the rounds."""
+    calm = calm_rounds(turns, variant)
+    return float(
+        np.sum(per_round(turns, variant, "others_cpu_s")[calm])
+        / np.sum(per_round(turns, variant, "wall_s")[calm])
+    )
+
+
+def per_round(turns: Turns, variant: str, key: str) -> np.ndarray:
+    """Mean of the two segments of each round, float64[rounds]."""
+    return np.array([np.mean([segment[key] for segment in pair]) for pair in turns[variant]])
+
+
+def middle(turns: Turns, variant: str, key: str) -> float:
+    """Of a segment, in the calmer half of the rounds: the mean of their middle half."""
+    return _middle(per_round(turns, variant, key)[calm_rounds(turns, variant)])
+
+
+def pooled(turns: Turns, variant: str, key: str) -> np.ndarray:
+    """All values of a list that every segment tells, float64[n]."""
+    return np.concatenate([segment[key] for pair in turns[variant] for segment in pair])
+
+
+def _middle(values: np.ndarray) -> float:
+    cut = len(values) // 4
+    return float(np.mean(np.sort(values)[cut : len(values) - cut]))
