@@ -6,8 +6,12 @@ import math
 import statistics
 from collections import deque
 
-MOST_SAMPLES_PER_S = 10.0
+MOST_SAMPLES_PER_S = 5.0
 """More would tell nothing that fewer do not, and would grow the recording."""
+MOST_BYTES_PER_S = 32_768.0
+"""Of samples, in the long run."""
+SAMPLES_PER_DECADE = 20_000
+"""A long run is sampled more and more rarely, so that a recording of any length holds some 10⁵ samples at most."""
 FIRST_INTERVAL = 100
 """Steps between two sampled ones until their cost is known."""
 LONGEST_INTERVAL = 100_000
@@ -97,13 +101,21 @@ class Budget:
         )
         return per_step / (step + per_step)
 
-    def choose(self) -> int:
-        """The interval that keeps inside the budget; the present one as long as too little is known."""
+    def choose(self, *, steps: int, sample_bytes: int) -> int:
+        """The interval that keeps inside the budget; the present one as long as too little is known.
+
+        Args:
+            steps: trained so far.
+            sample_bytes: size of one sample.
+        """
         step, sampling = self.step_seconds, self.sampling
         if self.share is None or not self.every or math.isnan(step) or math.isnan(sampling) or step <= 0:
             return self.every
         left = self.share * step - self.hooks / self._steps_per_call
         affordable = LONGEST_INTERVAL if left <= 0 else math.ceil(sampling / left)
-        slowest = math.ceil(1.0 / (MOST_SAMPLES_PER_S * step))
-        self.every = max(1, slowest, min(affordable, LONGEST_INTERVAL))
+        seconds = max(1.0 / MOST_SAMPLES_PER_S, sample_bytes / MOST_BYTES_PER_S)
+        wanted = max(1, affordable, math.ceil(seconds / step), steps // SAMPLES_PER_DECADE)
+        # What is measured scatters; a new interval is worth it only where it makes a difference, and by degrees.
+        if not 0.75 * self.every <= wanted <= 1.33 * self.every:
+            self.every = min(LONGEST_INTERVAL, max(self.every // 4, min(wanted, 4 * self.every), 1))
         return self.every

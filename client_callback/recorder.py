@@ -36,7 +36,9 @@ from client_callback.wire.protocol import (
 DRAIN_INTERVAL_S = 0.08
 """What a killed process loses at most, together with the link's own delay. Shorter costs more."""
 OVERHEAD_INTERVAL_S = 1.0
-"""How often the cost of watching is judged and told."""
+"""How often the cost of watching is judged."""
+OVERHEAD_TOLD_S = 10.0
+"""How often it is told when nothing changes."""
 MOST_CALLS = 4096
 """Calls kept between two drains, so that memory stays bounded whatever the sender does."""
 
@@ -75,7 +77,8 @@ class StepRecorder:
         self._logged_names: dict[str, None] = {}
         self._announced = 0
         self._drained_at = self._judged_at = self._last_end = time.perf_counter()
-        self._skip_calls = 0
+        self._told_at = -math.inf
+        self._skip_calls = 1
         self.hook_seconds = 0.0
         """Spent in the callback's hooks since the overhead was judged last."""
         self._hook_calls = 0
@@ -278,9 +281,11 @@ class StepRecorder:
         budget.note_hooks(seconds, calls)
         budget.note_sample_costs(self.instrument.take_sample_costs())
         before = budget.every
-        if budget.choose() != before:
+        if budget.choose(steps=self.step, sample_bytes=self.instrument.sample_bytes) != before:
             self.instrument.set_interval(budget.every)
-        if not math.isnan(budget.overhead):
+        late = self._drained_at - self._told_at >= OVERHEAD_TOLD_S
+        if (late or budget.every != before) and not math.isnan(budget.overhead):
+            self._told_at = self._drained_at
             self._emit(
                 Overhead(
                     step=self.step,

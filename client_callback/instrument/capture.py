@@ -37,6 +37,8 @@ class CapturedStep:
     """float32[variables]: ‖Δw‖ of this step, where the backend can tell it at its end."""
     weights: list[Tensor] | None = None
     """The trainable variables after the step, where they are not simply read."""
+    parts: Tensor | None = None
+    """float32[devices, 2]: loss and ‖g‖ of each device's part of the batch, where the step itself sees but one."""
     metric_sums: dict[str, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
     """Name in the logs → (total, count) increments of a mean metric."""
     activations: dict[str, Tensor] = field(default_factory=dict)
@@ -95,6 +97,15 @@ class Capture:
             yield step
         finally:
             self._local.step = outer
+
+    @contextlib.contextmanager
+    def closed(self) -> Iterator[None]:
+        """Inside, the hooks let everything pass."""
+        step, self._local.step = self.step, None
+        try:
+            yield
+        finally:
+            self._local.step = step
 
     def variable_index(self, variable: Any) -> int | None:
         """The place of a variable, Keras' or the backend's inside it, among the model's trainable ones."""

@@ -127,6 +127,11 @@ class Instrument:
         return [] if self._probe is None else self._probe.driver.take_sample_costs()
 
     @property
+    def sample_bytes(self) -> int:
+        """Size of one sample; 0 until one was traced."""
+        return 0 if self._probe is None else 4 * self._probe.sampler.width
+
+    @property
     def series_names(self) -> list[str]:
         """Columns of `Drained.rows`."""
         return [] if self._probe is None else self._probe.series_names

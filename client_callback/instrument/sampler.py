@@ -153,6 +153,18 @@ class Sampler:
             self.miss("predictions of all replicas but the first: the ranges of their histograms differ")
         return predictions.tables(task, targets[0], outputs[0], self.miss)
 
+    def _part_tables(self, step: CapturedStep) -> list[Table]:
+        if step.parts is None:
+            return []
+        layout = Statistic(
+            name="replicas",
+            of="values",
+            labels=tuple(map(str, range(step.parts.shape[0]))),
+            columns=("loss", "grad_norm"),
+            doc="Of each device's part of the batch, as if it were the whole",
+        )
+        return [Table(layout, lambda: step.parts)]
+
     def _activation_tables(self, step: CapturedStep) -> list[Table]:
         known = {
             layer.name: (layer, step.activations[layer.name])
@@ -197,6 +209,7 @@ _OF_THE_BATCH: dict[str, _Maker] = {
     "predictions": Sampler._prediction_tables,
     "activations": Sampler._activation_tables,
     "inputs": Sampler._input_tables,
+    "replicas": Sampler._part_tables,
 }
 
 
@@ -210,7 +223,9 @@ def _joined_activations(parts: Float32) -> Float32:
     zeros, saturated, middle, deviation, silent = np.moveaxis(columns, -1, 0)
     whole = middle.mean(axis=0)
     spread = np.sqrt((deviation**2 + (middle - whole) ** 2).mean(axis=0))
-    joined = np.stack([zeros.mean(axis=0), saturated.mean(axis=0), whole, spread, silent.min(axis=0)], axis=-1)
+    joined = np.stack(
+        [zeros.mean(axis=0), saturated.mean(axis=0), whole, spread, silent.min(axis=0)], axis=-1
+    )
     return joined.reshape(parts.shape[1:]).astype(np.float32)
 
 

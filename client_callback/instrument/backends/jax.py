@@ -21,6 +21,7 @@ import numpy as np
 from client_callback.instrument.backends import Waiting
 from client_callback.instrument.backends.host_queue import HostQueue
 from client_callback.instrument.capture import CapturedStep, current_rate, loss_scale
+from client_callback.instrument.gradient_tables import gradient_scale
 from client_callback.instrument.hooks import InstanceHooks
 from client_callback.instrument.statistics import Tensor
 
@@ -64,11 +65,12 @@ class Driver:
         self._hooks.wrap(model, "_make_function", self._wrap_make_function)
         if self._standard:
             # The forward pass runs inside the gradient's trace; these two carry its values out of it.
+            self._compute_loss = model.compute_loss_and_updates
             self._hooks.wrap(model, "compute_loss_and_updates", self._wrap_loss_and_updates)
             self._hooks.wrap(model, "_update_metrics_variables", self._wrap_metrics_update)
         if model.optimizer is not None and hasattr(model.optimizer, "stateless_apply"):
             self._hooks.wrap(model.optimizer, "stateless_apply", self._wrap_apply)
-        self._train_step = model.train_step
+        self._train_step: Callable[..., Any] = model.train_step
         self._hooks.wrap(model, "train_step", lambda train_step: self._measured_train_step)
         if self._compiled:
             self._sampling = jax.jit(self._sampled_train_step)
@@ -175,6 +177,7 @@ class Driver:
         with self._open(state, data) as step:
             _, new_state = self._train_step(state, data)
             self._note_end(step, state, new_state, norms=True)
+            self._probe.safely(lambda: self._note_parts(step, state, data))
             vectors: list[Any] = []
             self._probe.safely(
                 lambda: vectors.append(self._probe.sampler.vector("branch", step, _previous(previous)))
@@ -197,6 +200,34 @@ class Driver:
                     for new, old in pairs
                 ]
             )
+
+    def _note_parts(self, step: CapturedStep, state: Any, data: Any) -> None:
+        """With data parallelism: what each device's part of the batch would give on its own.
+
+        The compiled step sees the batch as one; so each part is put through the model once more.
+        """
+        parts = _data_parallel_parts()
+        leaves = [leaf for leaf in jax.tree_util.tree_leaves(data) if jnp.ndim(leaf)]
+        if parts < 2 or not self._standard or any(len(leaf) % parts for leaf in leaves):
+            return
+        trainable, non_trainable, optimizer_variables, metrics = state
+        gradient = jax.value_and_grad(self._compute_loss, has_aux=True)
+        rows = []
+        for part in range(parts):
+
+            def of_part(leaf: Any, part: int = part) -> Any:
+                size = len(leaf) // parts if jnp.ndim(leaf) else 0
+                return leaf[part * size : (part + 1) * size] if size else leaf
+
+            x, y, weight = keras.utils.unpack_x_y_sample_weight(jax.tree_util.tree_map(of_part, data))
+            state_before = (trainable, non_trainable, metrics)
+            with self._probe.capture.closed():
+                (_, aux), gradients = gradient(
+                    *state_before, x, y, weight, training=True, optimizer_variables=optimizer_variables
+                )
+            norm = jnp.sqrt(sum(self.squared_norms(gradients)))
+            rows.append(jnp.stack([aux[0].astype(jnp.float32), norm / gradient_scale(step)]))
+        step.parts = jnp.stack(rows)
 
     @property
     def _compiled(self) -> bool:
@@ -275,6 +306,14 @@ class Driver:
     def entries(self, gradient: Tensor) -> tuple[Tensor, int]:
         """Gradients are dense."""
         return gradient, int(np.prod(gradient.shape))
+
+
+def _data_parallel_parts() -> int:
+    """Devices among which `keras.distribution` splits each batch; 1 without it."""
+    distribution = keras.distribution.distribution()
+    if not isinstance(distribution, keras.distribution.DataParallel):
+        return 1
+    return int(np.prod(distribution.device_mesh.shape))
 
 
 def _previous(sketch: Any) -> Callable[[int], Tensor]:

@@ -52,8 +52,8 @@ class Driver:
         self._read_samples = 0
         self._moves: list[tuple[int, int, Tensor]] = []
         """(index, sign, step): what the optimizer adds to (1) or subtracts from (-1) each variable."""
-        self._merging: CapturedStep | None = None
-        """The first replica's step, while an update of all replicas is traced in a thread of its own."""
+        self._updating = False
+        """While an optimizer is applied; with replicas, parts of that are traced in threads of their own."""
 
     # ── Life ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -206,11 +206,11 @@ class Driver:
             step.learning_rate = current_rate(optimizer)
             step.gradients = self._probe.capture.by_index(grads, variables or optimizer._trainable_variables)
             self._probe.safely(self._clear_update_norms)
-            self._merging = self._merging or step
+            self._updating = True
             try:
                 return apply(grads, *args, **kwargs)
             finally:
-                self._merging = None
+                self._updating = False
 
         return captured_apply
 
@@ -232,7 +232,7 @@ class Driver:
 
     def _wrap_update_step(self, update_step: Callable[..., Any]) -> Callable[..., Any]:
         def captured_update_step(*args: Any, **kwargs: Any) -> Any:
-            if self._probe.capture.step is None:
+            if not self._updating:
                 return update_step(*args, **kwargs)
             self._moves.clear()
             result = update_step(*args, **kwargs)
@@ -256,12 +256,14 @@ class Driver:
         return captured_assign
 
     def _note_move(self, variable: Any, sign: int, move: Callable[[], Tensor]) -> None:
-        if self._merging is None:
+        if not self._updating:
             return
         index = self._probe.capture.variable_index(variable)
         if index is None and self.replicas > 1:
             # Every replica moves its own copy alike; the first one's is measured.
-            first_copies = {id(known.value.values[0]): place for place, known in enumerate(self._probe.variables)}
+            first_copies = {
+                id(known.value.values[0]): place for place, known in enumerate(self._probe.variables)
+            }
             index = first_copies.get(id(variable))
         if index is not None:
             self._moves.append((index, sign, move()))
