@@ -33,7 +33,7 @@ class CapturedStep:
     """Index of the trainable variable → its gradient, before clipping; of this replica."""
     reduced: dict[int, Tensor] = field(default_factory=dict)
     """The same summed over the replicas, where there are several."""
-    update_norms: Tensor | None = None
+    update_norms: Callable[[], Tensor] | None = None
     """float32[variables]: ‖Δw‖ of this step, where the backend can tell it at its end."""
     weights: list[Tensor] | None = None
     """The trainable variables after the step, where they are not simply read."""

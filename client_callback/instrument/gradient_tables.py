@@ -128,9 +128,7 @@ class GradientTables:
             for position, (name, doc) in enumerate(GRADIENT_STATISTICS)
         ]
         if step.update_norms is not None:
-            made.append(
-                Table(self._variable_statistic("update_norm", "‖Δw‖ of the step"), lambda: step.update_norms)
-            )
+            made.append(Table(self._variable_statistic("update_norm", "‖Δw‖ of the step"), step.update_norms))
         return made
 
     def weight_tables(self, step: CapturedStep) -> list[Table]:
@@ -140,9 +138,11 @@ class GradientTables:
         made = [Table(self._variable_statistic("weight_norm", "‖w‖ after the step"), norms)]
         if step.update_norms is not None:
             doc = "‖Δw‖ / ‖w‖ of the step; about 1e-3 is often healthy. NaN where the weights are 0"
-            ratio = functools.partial(
-                lambda moved: statistics.update_ratio(moved, norms()), step.update_norms
-            )
+            moved = step.update_norms
+
+            def ratio() -> Tensor:
+                return statistics.update_ratio(moved(), norms())
+
             made.append(Table(self._variable_statistic("update_ratio", doc), ratio))
         return made
 

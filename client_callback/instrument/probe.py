@@ -185,14 +185,14 @@ class Probe:
             measured["learning_rate"] = step.learning_rate
         gradients = usable_gradients(step, self.driver)
         if gradients:
-            measured["grad_norm"] = self._norm(gradients) / gradient_scale(step)
+            measured["grad_norm"] = _unscaled(self.driver.norm(list(gradients.values())), step)
         if self._usable(step.loss_scale) and not isinstance(step.loss_scale, float):
             measured["loss_scale"] = step.loss_scale
         counts: dict[str, Tensor] = {}
         for name, increments in step.metric_sums.items():
             if all(self._usable(total) and self._usable(count) for total, count in increments):
-                total = sum(ops.cast(total, "float32") for total, _ in increments)
-                counts[name] = sum(ops.cast(count, "float32") for _, count in increments)
+                total = _added([total for total, _ in increments])
+                counts[name] = _added([count for _, count in increments])
                 measured.setdefault(name, ops.divide_no_nan(total, counts[name]))
         running = {
             name: value
@@ -212,13 +212,9 @@ class Probe:
         cells = {f"{replicas.WEIGHT}{name}": count for name, count in counts.items()}
         if step.gradients and all(self._usable(gradient) for gradient in step.gradients.values()):
             # The loss was divided by the number of replicas, so that the gradients add up to the whole one.
-            scale = gradient_scale(step) / self.driver.replicas
-            cells[replicas.LOCAL_NORM] = self._norm(step.gradients) / scale
+            norm = self.driver.norm(list(step.gradients.values()))
+            cells[replicas.LOCAL_NORM] = _unscaled(norm, step) * self.driver.replicas
         return cells
-
-    def _norm(self, gradients: dict[int, Tensor]) -> Tensor:
-        squares = self.driver.squared_norms(list(gradients.values()))
-        return ops.sqrt(sum(squares[1:], squares[0]))
 
     def _choose_series(self, measured: dict[str, Tensor], running: dict[str, Any]) -> None:
         names = sorted(measured | running, key=lambda name: _ORDER.get(name, len(_ORDER)))
@@ -247,3 +243,15 @@ _EXPECTED = {
     "learning_rate": "the train step uses no optimizer that has one",
     "grad_norm": "the train step does not call optimizer.apply",
 }
+
+
+def _unscaled(norm: Tensor, step: CapturedStep) -> Tensor:
+    return norm if step.loss_scale is None else norm / gradient_scale(step)
+
+
+def _added(values: list[Tensor]) -> Tensor:
+    """Their sum in float32, without an operation where there is but one."""
+    added = ops.cast(values[0], "float32")
+    for value in values[1:]:
+        added = added + ops.cast(value, "float32")
+    return added

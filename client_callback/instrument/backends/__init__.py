@@ -69,6 +69,9 @@ class Driver(Protocol):
     def reachable(self, tensor: Any) -> bool:
         """Whether the graph being built can use this tensor; one from an inner loop or branch it cannot."""
 
+    def norm(self, tensors: list[Tensor]) -> Tensor:
+        """√ΣΣv² over all of them, a float32 scalar. At least one."""
+
     def squared_norms(self, tensors: list[Tensor]) -> list[Tensor]:
         """Σv² of each, float32 scalars."""
 

@@ -193,12 +193,13 @@ class Driver:
         """‖Δw‖ is told from the weights before and after, which both are there."""
         if norms:
             step.weights = list(new_state[0])
-            pairs = zip(new_state[0], state[0], strict=True)
-            step.update_norms = jnp.stack(
-                [
-                    jnp.linalg.norm((new.astype(jnp.float32) - old.astype(jnp.float32)).ravel())
-                    for new, old in pairs
-                ]
+            pairs = list(zip(new_state[0], state[0], strict=True))
+            step.update_norms = lambda: jnp.sqrt(
+                jnp.stack(
+                    self.squared_norms(
+                        [new.astype(jnp.float32) - old.astype(jnp.float32) for new, old in pairs]
+                    )
+                )
             )
 
     def _note_parts(self, step: CapturedStep, state: Any, data: Any) -> None:
@@ -298,6 +299,10 @@ class Driver:
     def reachable(self, tensor: Any) -> bool:
         """A tracer of the gradient's trace, or of a loop's, is gone when the step ends."""
         return _trace(tensor) in (None, self._outer)
+
+    def norm(self, tensors: list[Tensor]) -> Tensor:
+        """Fused with what computes them."""
+        return jnp.sqrt(sum(self.squared_norms(tensors)))
 
     def squared_norms(self, tensors: list[Tensor]) -> list[Tensor]:
         """Fused with what computes them."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.core.framework import attr_value_pb2
 from tensorflow.python.ops.resource_variable_ops import ResourceVariable
 
 from client_callback.instrument import statistics
@@ -28,7 +29,7 @@ No path contains it: TensorFlow's errors quote the paths of the user's scripts.
 """
 CAPACITY = 1024
 """Rows of the step ring: well above what runs between two drains (0.1 s); at least four calls' worth."""
-MAX_SAMPLE_BYTES = 16 << 20
+MAX_SAMPLE_BYTES = 8 << 20
 """Device memory the ring of samples may take."""
 SLOTS = 64
 """Samples the ring holds, where they fit and a call of the train function makes no more."""
@@ -45,7 +46,7 @@ class Driver:
         self._strategy = model.distribute_strategy
         self.replicas = int(self._strategy.num_replicas_in_sync)
         self._steps_per_call = int(model.steps_per_execution or 1)
-        self.capacity = max(CAPACITY, 4 * self._steps_per_call)
+        self._capacity = max(CAPACITY, 4 * self._steps_per_call)
         self._hooks = InstanceHooks()
         self._rings: list[_Rings] = []
         self._read_steps = 0
@@ -79,6 +80,7 @@ class Driver:
 
     def set_interval(self, every: int) -> None:
         """Read by the graph at its next step."""
+        self._probe.schedule.every = every
         for rings in self._rings:
             rings.set_interval(every)
 
@@ -93,21 +95,32 @@ class Driver:
             nothing = np.empty((1, 0, 0), np.float32)
             return Waiting(0, nothing, np.empty(0, np.int64), nothing)
         steps = min(ring.steps() for ring in rings)
-        first = max(self._read_steps, steps - self.capacity)
-        rows = np.stack([ring.read_rows(first, steps) for ring in rings])
-        self._read_steps = steps
+        first = max(self._read_steps, steps - self._capacity)
         count = min(ring.samples_written() for ring in rings)
         first_sample = max(self._read_samples, count - rings[0].slots)
+        rows = np.stack([ring.read_rows(first, steps) for ring in rings])
         samples = np.stack([ring.read_samples(first_sample, count) for ring in rings])
         sample_steps = rings[0].read_sample_steps(first_sample, count)
-        # A step is sampled before its row is written: what belongs to a step under way is left for the next time.
-        complete = int(np.searchsorted(sample_steps, steps))
-        self._read_samples = first_sample + complete
-        return Waiting(first, rows, sample_steps[:complete], samples[:, :complete])
+        # The training goes on meanwhile: what it has overwritten since is gone, and what belongs to the step under
+        # way, which is sampled before its row is written, is left for the next time.
+        gone = max(0, max(ring.steps() for ring in rings) + 1 - self._capacity - first)
+        gone_samples = max(
+            0, max(ring.samples_written() for ring in rings) + 1 - rings[0].slots - first_sample
+        )
+        complete = int(np.searchsorted(sample_steps[gone_samples:], steps)) + gone_samples
+        self._read_steps, self._read_samples = steps, first_sample + complete
+        kept = slice(gone_samples, complete)
+        return Waiting(first + gone, rows[:, gone:], sample_steps[kept], samples[:, kept])
 
     def is_ours(self, error: BaseException) -> bool:
         """TensorFlow's errors name the operation."""
         return SCOPE in str(error)
+
+    @property
+    def capacity(self) -> int:
+        """Steps after which rows, or samples taken at the present interval, would be overwritten."""
+        slots = self._rings[0].slots if self._rings else SLOTS
+        return min(self._capacity, slots * max(1, self._probe.schedule.every))
 
     # ── Inside the trace ────────────────────────────────────────────────────────────────────────────
 
@@ -139,7 +152,6 @@ class Driver:
 
     def _sample(self, step: CapturedStep, rings: _Rings) -> None:
         probe = self._probe
-        step.update_norms = rings.updates
 
         def sketch() -> None:
             values = probe.sampler.sketch(step)
@@ -171,9 +183,9 @@ class Driver:
             probe = self._probe
             self._rings.append(
                 _Rings(
-                    capacity=self.capacity,
+                    capacity=self._capacity,
                     variables=len(probe.variables),
-                    slots=max(SLOTS, 2 * self._steps_per_call // max(1, probe.schedule.every)),
+                    slots=max(SLOTS, self._capacity // max(1, probe.schedule.every)),
                     every=max(1, probe.schedule.every),
                     fixed=probe.schedule.fixed,
                 )
@@ -234,9 +246,9 @@ class Driver:
         def captured_update_step(*args: Any, **kwargs: Any) -> Any:
             if not self._updating:
                 return update_step(*args, **kwargs)
-            self._moves.clear()
+            self._moves = []
             result = update_step(*args, **kwargs)
-            self._probe.safely(self._write_update_norms)
+            self._probe.safely(self._note_update_norms)
             return result
 
         return captured_update_step
@@ -268,34 +280,38 @@ class Driver:
         if index is not None:
             self._moves.append((index, sign, move()))
 
-    def _write_update_norms(self) -> None:
-        """Called in the graph in which the optimizer has just applied its update; under accumulation, a branch."""
-        rings = self._ring_set()
-        if not self._probe.schedule.every or rings is not self._rings[0]:
+    def _note_update_norms(self) -> None:
+        """Called in the graph in which the optimizer has just applied its update.
+
+        Under accumulation or loss scaling that is a branch, out of which only a variable carries the norms.
+        """
+        step, moves = self._probe.capture.step, self._moves
+        if step is not None and step.update_norms is None:
+            step.update_norms = lambda: self._update_norms(moves)
             return
-        with scope():
-            if self.compiled:
-                rings.updates.assign(self._update_norms())
-            else:
-                when(rings.due(), lambda: rings.updates.assign(self._update_norms()))
+        rings = self._ring_set()
+        if self._probe.schedule.every and rings is self._rings[0]:
+            with scope():
+                rings.updates.assign(self._update_norms(moves))
 
     def _clear_update_norms(self) -> None:
-        """Before an update that may be skipped (accumulation, an overflowing loss scale): it moves nothing then."""
-        optimizer = self._probe.model.optimizer
-        skips = innermost(optimizer) is not optimizer or getattr(
-            optimizer, "gradient_accumulation_steps", None
-        )
-        if skips and self._probe.schedule.every:
+        """Before an update out of reach, which may be skipped (accumulation, an overflowing loss scale)."""
+        optimizer, step = self._probe.model.optimizer, self._probe.capture.step
+        accumulates = getattr(optimizer, "gradient_accumulation_steps", None)
+        out_of_reach = accumulates or innermost(optimizer) is not optimizer or self.replicas > 1
+        if out_of_reach and self._probe.schedule.every and step is not None:
+            updates = self._ring_set().updates
+            step.update_norms = updates.read_value
             with scope():
-                rings = self._ring_set()
-                rings.updates.assign(tf.zeros_like(rings.updates))
+                updates.assign(tf.zeros_like(updates))
 
-    def _update_norms(self) -> Tensor:
-        moves: dict[int, list[tuple[int, Tensor]]] = {}
-        for index, sign, value in self._moves:
-            moves.setdefault(index, []).append((sign, value))
+    def _update_norms(self, moves: list[tuple[int, int, Tensor]]) -> Tensor:
+        """float32[variables]."""
+        by_variable: dict[int, list[tuple[int, Tensor]]] = {}
+        for index, sign, value in moves:
+            by_variable.setdefault(index, []).append((sign, value))
         count = len(self._probe.variables)
-        return tf.stack([self._update_norm(index, moves.get(index, [])) for index in range(count)])
+        return tf.stack([self._update_norm(index, by_variable.get(index, [])) for index in range(count)])
 
     def _update_norm(self, index: int, moves: list[tuple[int, Tensor]]) -> Tensor:
         """‖Δw‖ of one variable, without a copy of it.
@@ -335,6 +351,11 @@ class Driver:
                 return True
             graph = getattr(graph, "outer_graph", None)
         return False
+
+    def norm(self, tensors: list[Tensor]) -> Tensor:
+        """As few operations as there are: each costs a step as much as it takes to start it."""
+        halves = [tf.nn.l2_loss(tf.cast(self.entries(tensor)[0], tf.float32)) for tensor in tensors]
+        return tf.sqrt(2.0 * (tf.add_n(halves) if len(halves) > 1 else halves[0]))
 
     def squared_norms(self, tensors: list[Tensor]) -> list[Tensor]:
         """One fused kernel each."""
@@ -403,7 +424,7 @@ class _Rings:
         if self._rows is None:
             self._rows = _buffer([self.capacity, len(values)], tf.float32)
         _set_row(self._rows, self._count % self.capacity, tf.stack(values))
-        self._count.assign_add(1)
+        self._count.assign_add(1, read_value=False)
 
     def write_sample(self, values: Tensor) -> None:
         """Appends a float32[width] vector as this step's sample. Called before `write_row`, in a branch.
@@ -492,7 +513,7 @@ def _buffer(shape: list[int], dtype: Any, value: int = 0) -> ResourceVariable:
 
 def _set_row(buffer: ResourceVariable, row: Tensor, values: Tensor) -> None:
     """`buffer[row] = values`; written as a scatter because XLA takes no row that it does not know beforehand."""
-    buffer.scatter_update(tf.IndexedSlices(tf.convert_to_tensor(values)[tf.newaxis], tf.reshape(row, [1])))
+    tf.raw_ops.ResourceScatterUpdate(resource=buffer.handle, indices=row, updates=values)
 
 
 def when(condition: Tensor, body: Callable[[], None]) -> None:
@@ -502,7 +523,22 @@ def when(condition: Tensor, body: Callable[[], None]) -> None:
         body()
         return tf.constant(0)
 
-    tf.cond(condition, then, lambda: tf.constant(0))
+    result = tf.cond(condition, then, lambda: tf.constant(0))
+    if not tf.executing_eagerly():
+        _keep_whole(result)
+
+
+def _keep_whole(result: Tensor) -> None:
+    """Has a conditional stay one operation that calls its branch.
+
+    By default its branches are spread out into the graph around it, where each of their hundreds of operations costs
+    time in every step, even in those that do not take the branch.
+    """
+    operation = result.op
+    while operation.type == "Identity":
+        operation = operation.inputs[0].op
+    if operation.type in ("If", "StatelessIf"):
+        operation._set_attr("_lower_using_switch_merge", attr_value_pb2.AttrValue(b=False))
 
 
 @contextlib.contextmanager

@@ -120,7 +120,7 @@ class Driver:
             moved = [
                 variable.value.detach() - old for variable, old in zip(probe.variables, before, strict=True)
             ]
-            step.update_norms = torch.stack([norm.float() for norm in torch._foreach_norm(moved)])
+            step.update_norms = lambda: torch.stack([norm.float() for norm in torch._foreach_norm(moved)])
             return result
 
         return captured_apply
@@ -128,6 +128,10 @@ class Driver:
     def reachable(self, tensor: Any) -> bool:
         """Everything is a value."""
         return True
+
+    def norm(self, tensors: list[Tensor]) -> Tensor:
+        """One kernel for all of them, one for their sum."""
+        return torch.linalg.vector_norm(torch.stack([norm.float() for norm in torch._foreach_norm(tensors)]))
 
     def squared_norms(self, tensors: list[Tensor]) -> list[Tensor]:
         """One kernel for all of them."""
