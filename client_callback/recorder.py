@@ -79,6 +79,8 @@ class StepRecorder:
         self._drained_at = self._judged_at = self._last_end = time.perf_counter()
         self._told_at = -math.inf
         self._skip_calls = 1
+        self._limit = MOST_CALLS
+        """Steps that may wait: half of what is kept, so that a late drain still finds everything."""
         self.hook_seconds = 0.0
         """Spent in the callback's hooks since the overhead was judged last."""
         self._hook_calls = 0
@@ -109,7 +111,7 @@ class StepRecorder:
         """
         found = None if logged is None else numbers(logged)
         self._calls.append(_Call(time.perf_counter() if times is None else times.end, steps, times, found))
-        if len(self._calls) * steps >= self._waiting_limit:
+        if len(self._calls) * steps >= self._limit:
             self.drain()
 
     def tick(self) -> None:
@@ -125,6 +127,8 @@ class StepRecorder:
 
     def _drain(self, *, everything: bool) -> None:
         self._drained_at = time.perf_counter()
+        if self.instrument is not None:
+            self._limit = min(MOST_CALLS, self.instrument.drain_within // 2)
         calls = [self._calls.popleft() for _ in range(len(self._calls))]
         drained = None if self.instrument is None else self.instrument.drain()
         if drained is not None:
@@ -134,11 +138,6 @@ class StepRecorder:
         elif calls:
             self._send_logged(calls)
         self._judge_overhead()
-
-    @property
-    def _waiting_limit(self) -> int:
-        """Half of what is kept, so that a late drain still finds everything."""
-        return MOST_CALLS if self.instrument is None else min(MOST_CALLS, self.instrument.drain_within // 2)
 
     # ── Measured inside the step ────────────────────────────────────────────────────────────────────
 

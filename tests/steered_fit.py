@@ -9,6 +9,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
+import pytest
 
 from client_callback.steering import Steering
 from client_callback.wire.protocol import Command, Event, Reply, decode_answer, encode
@@ -17,6 +18,10 @@ BACKEND = keras.backend.backend()
 BATCH = 8
 STEPS = 8
 """Per epoch."""
+
+not_compiled = pytest.mark.skipif(
+    BACKEND == "jax", reason="the same on every backend, and there a step takes long to compile"
+)
 
 rng = np.random.default_rng(7)
 X = rng.normal(size=(BATCH * STEPS, 4)).astype("float32")

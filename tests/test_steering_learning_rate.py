@@ -22,6 +22,7 @@ from tests.steered_fit import (
     assert_same_weights,
     dense_model,
     looped,
+    not_compiled,
     steered,
 )
 
@@ -81,6 +82,7 @@ def test_under_a_schedule_scaling_keeps_its_shape_and_adds_up(how):
     assert_same_weights(model, expected)
 
 
+@not_compiled
 def test_scaling_a_rate_that_replaced_a_schedule_scales_that_rate():
     _, fit = steered(SGD(cosine()), {CHANGED: ["lr 0.02", "lr x3"]}, read_rates=True)
     assert fit.replies[1].after == {"learning_rate": pytest.approx(0.06, rel=1e-6)}
@@ -241,6 +243,7 @@ def test_steering_adds_no_variable_names_to_the_users_own():
     assert keras.Variable(0.0).name == "variable"
 
 
+@not_compiled
 @pytest.mark.parametrize(
     ("command", "says"),
     [
@@ -265,6 +268,7 @@ def test_scaling_a_schedule_that_has_reached_zero_is_refused_with_the_way_out():
     assert fit.replies[1].status == "applied" and fit.rates[-1] == pytest.approx(0.01)
 
 
+@not_compiled
 def test_many_scalings_stop_before_the_multiplier_overflows():
     _, fit = steered(SGD(CosineDecay(1e-30, 100)), {1: ["lr x1e20"] * 4})
     assert [reply.status for reply in fit.replies] == ["applied", "refused", "refused", "refused"]
@@ -286,6 +290,7 @@ def test_a_schedule_assigned_in_the_middle_of_a_fit_is_steered_where_the_step_fo
     assert_same_weights(model, looped(always(SGD(0.1)), lambda step: rates[step]))
 
 
+@not_compiled
 def test_the_event_tells_who_decides_the_rate_now():
     _, fit = steered(SGD(cosine()), {CHANGED: ["lr x0.5", "lr 0.02"]})
     kept, replaced = [event.optimizer for event in fit.events if isinstance(event, OptimizerChanged)]
@@ -293,6 +298,7 @@ def test_the_event_tells_who_decides_the_rate_now():
     assert replaced.schedule is None and replaced.settings["learning_rate"] == 0.02
 
 
+@not_compiled
 def test_other_owners_of_the_rate_are_named_with_the_time_they_act():
     class WarmUp(keras.callbacks.Callback):
         def on_train_batch_begin(self, batch, logs=None):

@@ -146,12 +146,11 @@ class Driver:
                 )
                 step.reduced = dict(zip(indices, reduced, strict=True))
             row = probe.row(step, logs)
-            if probe.schedule.every:
-                self._sample(step, rings)
-            rings.write_row(row)
+            rings.write_row(row, after=[self._sample(step, rings)] if probe.schedule.every else [])
 
-    def _sample(self, step: CapturedStep, rings: _Rings) -> None:
+    def _sample(self, step: CapturedStep, rings: _Rings) -> Tensor:
         probe = self._probe
+        aside: list[Any] = []
 
         def sketch() -> None:
             values = probe.sampler.sketch(step)
@@ -161,7 +160,7 @@ class Driver:
         if self.compiled:
             # XLA keeps a gradient whole when a branch depends on it, and then rounds the update differently.
             # Reduced in every step, outside any branch, it is fused, and training stays bit-identical.
-            rings.write_aside(probe.sampler.vector("aside", step, rings.previous_sketch()))
+            aside = rings.write_aside(probe.sampler.vector("aside", step, rings.previous_sketch()))
             sketch()
 
         def sampled() -> None:
@@ -173,7 +172,8 @@ class Driver:
             if not self.compiled:
                 sketch()
 
-        when(rings.due_or_due_next(), near)
+        with tf.control_dependencies(aside):
+            return when(rings.due_or_due_next(), near)
 
     def _ring_set(self) -> _Rings:
         """Of the replica whose step is being traced; made at its first trace."""
@@ -419,12 +419,13 @@ class _Rings:
         """Whether this step or the next is sampled."""
         return self._count + 1 >= self._next
 
-    def write_row(self, values: list[Tensor]) -> None:
-        """Appends float32 scalars as this step's row and counts the step."""
+    def write_row(self, values: list[Tensor], after: list[Any]) -> None:
+        """Appends float32 scalars as this step's row and counts the step, last of all: another thread may read."""
         if self._rows is None:
             self._rows = _buffer([self.capacity, len(values)], tf.float32)
-        _set_row(self._rows, self._count % self.capacity, tf.stack(values))
-        self._count.assign_add(1, read_value=False)
+        written = _set_row(self._rows, self._count % self.capacity, tf.stack(values))
+        with tf.control_dependencies([*written, *after]):
+            self._count.assign_add(1, read_value=False)
 
     def write_sample(self, values: Tensor) -> None:
         """Appends a float32[width] vector as this step's sample. Called before `write_row`, in a branch.
@@ -437,19 +438,19 @@ class _Rings:
         if self._sampled_steps is None:
             self._sampled_steps = _buffer([self.slots], tf.int64)
         slot = self._sampled_count % self.slots
-        _set_row(self._samples, slot, values)
-        _set_row(self._sampled_steps, slot, self._count)
-        self._sampled_count.assign_add(1)
+        written = _set_row(self._samples, slot, values) + _set_row(self._sampled_steps, slot, self._count)
+        with tf.control_dependencies(written):
+            self._sampled_count.assign_add(1, read_value=False)
         distance = self._every if self._fixed else tf.minimum(self._every, self._count + 1)
         self._next.assign(self._count + distance)
 
-    def write_aside(self, values: Tensor) -> None:
+    def write_aside(self, values: Tensor) -> list[Any]:
         """As `write_sample`, before it and outside any branch: what comes in other steps goes to a spare row."""
         if self._asides is None:
             self.slots = self._fitting_slots(2 * values.shape[0])
             self._asides = _buffer([self.slots + 1, values.shape[0]], tf.float32)
         slot = tf.where(self.due(), self._sampled_count % self.slots, self.slots)
-        _set_row(self._asides, slot, values)
+        return _set_row(self._asides, slot, values)
 
     def keep_sketch(self, values: Tensor) -> None:
         """Remembers this step's gradient, float32[m], for a comparison in the next."""
@@ -511,13 +512,17 @@ def _buffer(shape: list[int], dtype: Any, value: int = 0) -> ResourceVariable:
         return ResourceVariable(tf.fill(shape, tf.cast(value, dtype)), trainable=False, name="unstuck_buffer")
 
 
-def _set_row(buffer: ResourceVariable, row: Tensor, values: Tensor) -> None:
-    """`buffer[row] = values`; written as a scatter because XLA takes no row that it does not know beforehand."""
-    tf.raw_ops.ResourceScatterUpdate(resource=buffer.handle, indices=row, updates=values)
+def _set_row(buffer: ResourceVariable, row: Tensor, values: Tensor) -> list[Any]:
+    """`buffer[row] = values`, as a list of the operations to wait for.
+
+    Written as a scatter because XLA takes no row that it does not know beforehand.
+    """
+    written = tf.raw_ops.ResourceScatterUpdate(resource=buffer.handle, indices=row, updates=values)
+    return [] if written is None else [written]
 
 
-def when(condition: Tensor, body: Callable[[], None]) -> None:
-    """Runs `body` inside the graph where `condition` holds."""
+def when(condition: Tensor, body: Callable[[], None]) -> Tensor:
+    """Runs `body` inside the graph where `condition` holds; what comes back is there when that is over."""
 
     def then() -> Tensor:
         body()
@@ -526,6 +531,7 @@ def when(condition: Tensor, body: Callable[[], None]) -> None:
     result = tf.cond(condition, then, lambda: tf.constant(0))
     if not tf.executing_eagerly():
         _keep_whole(result)
+    return result
 
 
 def _keep_whole(result: Tensor) -> None:
