@@ -1,15 +1,29 @@
-# `make demo` and `make test` set themselves up in .venv; nothing outside the checkout is touched.
+# `make demo` and `make test` set themselves up in .venv, `make test-torch` in .venv-torch; nothing outside the
+# checkout is touched.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+TORCH_BIN := .venv-torch/bin
+TORCH_READY := .venv-torch/.ready
+TORCH := torch==2.13.0
+PYTEST := python -m pytest --numprocesses 2 --dist loadfile
+INSTALL := python -m pip install --quiet --disable-pip-version-check
+LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
+NEW_ENOUGH = $(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit(f"unstuck needs Python 3.11 or newer; $(PYTHON) is {sys.version.split()[0]}. Name another one: make setup PYTHON=python3.12")'
 
-.PHONY: demo test setup check format lock bench clean
+.PHONY: demo test test-torch setup check format lock bench clean
 
 demo: setup
 	@$(BIN)/unstuck demo
 
+# All tests on TensorFlow, then on JAX those that run on every backend.
 test: check
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	@KERAS_BACKEND=tensorflow $(BIN)/$(PYTEST)
+	@KERAS_BACKEND=jax $(BIN)/$(PYTEST) -m every_backend
+
+# The same on torch, in an environment without TensorFlow and JAX.
+test-torch: $(TORCH_READY)
+	@KERAS_BACKEND=torch $(TORCH_BIN)/$(PYTEST) -m every_backend
 
 # Formatter, linter, types, import contracts.
 check: setup
@@ -24,11 +38,20 @@ bench: setup
 setup: $(READY)
 
 $(READY): requirements/dev.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit(f"unstuck needs Python 3.11 or newer; $(PYTHON) is {sys.version.split()[0]}. Name another one: make setup PYTHON=python3.12")'
+	@$(NEW_ENOUGH)
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(BIN)/$(INSTALL) --require-hashes -r requirements/dev.txt
+	$(BIN)/$(INSTALL) --no-deps --no-build-isolation --editable .
 	@touch $(READY)
+
+# Torch comes without a hash: which build it is, pip decides; all that the build for the CPU needs is there by then.
+$(TORCH_READY): requirements/torch.txt pyproject.toml Makefile
+	@$(NEW_ENOUGH)
+	$(PYTHON) -m venv .venv-torch
+	$(TORCH_BIN)/$(INSTALL) --require-hashes -r requirements/torch.txt
+	$(TORCH_BIN)/$(INSTALL) $(TORCH)
+	$(TORCH_BIN)/$(INSTALL) --no-deps --no-build-isolation --editable .
+	@touch $(TORCH_READY)
 
 format: setup
 	@$(BIN)/ruff format .
@@ -36,8 +59,10 @@ format: setup
 
 # Needs uv. Writes the pinned, hashed requirements; they name no package host.
 lock:
-	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
-		--all-extras --group dev pyproject.toml --output-file requirements/dev.txt
+	$(LOCK) --all-extras --group dev pyproject.toml --output-file requirements/dev.txt
+	$(LOCK) --extra client --extra monitor --group torch --constraint requirements/dev.txt pyproject.toml \
+		--output-file requirements/torch.txt
+	$(LOCK) --group bench --constraint requirements/dev.txt --output-file requirements/bench.txt
 
 clean:
-	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-torch build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -138,6 +138,11 @@ class Link:
         return taken
 
     @property
+    def commands_waiting(self) -> bool:
+        """Whether there is a command to take."""
+        return bool(self._commands)
+
+    @property
     def listening(self) -> bool:
         """Whether commands can still arrive."""
         return self._server is not None and self._thread.is_alive()

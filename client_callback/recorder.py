@@ -81,7 +81,7 @@ class StepRecorder:
         self._skip_calls = 1
         self._limit = MOST_CALLS
         """Steps that may wait: half of what is kept, so that a late drain still finds everything."""
-        self.hook_seconds = 0.0
+        self._hook_seconds = 0.0
         """Spent in the callback's hooks since the overhead was judged last."""
         self._hook_calls = 0
         self.instrument: Instrument | None = None
@@ -113,6 +113,14 @@ class StepRecorder:
         self._calls.append(_Call(time.perf_counter() if times is None else times.end, steps, times, found))
         if len(self._calls) * steps >= self._limit:
             self.drain()
+
+    def count_measured(self, times: CallTimes, steps: int) -> bool:
+        """One call of the train function is over whose values were measured; whether it is time to drain."""
+        begin = time.perf_counter()
+        self._calls.append(_Call(times.end, steps, times, None))
+        self._hook_calls += 1
+        self._hook_seconds += time.perf_counter() - begin
+        return len(self._calls) * steps >= self._limit
 
     def tick(self) -> None:
         """Called from the sender's thread, often: sends the steps that are complete."""
@@ -265,17 +273,12 @@ class StepRecorder:
 
     # ── What it costs ───────────────────────────────────────────────────────────────────────────────
 
-    def note_hook(self, seconds: float, *, call: bool) -> None:
-        """Time spent in one of the callback's hooks. `call`: the hook that follows a call of the train function."""
-        self.hook_seconds += seconds
-        self._hook_calls += call
-
     def _judge_overhead(self) -> None:
         if self._drained_at - self._judged_at < OVERHEAD_INTERVAL_S or self.instrument is None:
             return
         self._judged_at = self._drained_at
-        seconds, calls = self.hook_seconds, self._hook_calls
-        self.hook_seconds, self._hook_calls = 0.0, 0
+        seconds, calls = self._hook_seconds, self._hook_calls
+        self._hook_seconds, self._hook_calls = 0.0, 0
         budget = self._budget
         budget.note_hooks(seconds, calls)
         budget.note_sample_costs(self.instrument.take_sample_costs())

@@ -32,7 +32,7 @@ import keras
 
 from client_callback.budget import FIRST_INTERVAL, Budget
 from client_callback.description import describe_run
-from client_callback.instrument.clock import CallClock, CallTimes
+from client_callback.instrument.clock import CallClock
 from client_callback.instrument.instrument import Instrument
 from client_callback.instrument.schedule import Schedule
 from client_callback.link import Link, check_bind
@@ -261,16 +261,18 @@ class Run:
         self._epoch = epoch
         self.emit(EpochBegan(step=self.step, time=self._now(), epoch=epoch))
 
-    @_harmless
     def before_batch(self) -> None:
         """Carries out the commands that arrived; holds here while paused."""
-        begin = time.perf_counter()
+        if self._link is None or self._link.commands_waiting or self.paused or not self._measuring:
+            self._obey()
+
+    @_harmless
+    def _obey(self) -> None:
         if self._link is None:
             return
         commands = self._link.take_commands()
         if not commands and not self.paused:
             self._rate = self._learning_rate()
-            self._recorder.note_hook(time.perf_counter() - begin, call=False)
             return
         self._recorder.drain()
         while True:
@@ -287,18 +289,23 @@ class Run:
         self._rate = self._learning_rate()
         self._restart_clock()
 
-    @_harmless
     def after_batch(self, logs: Mapping[str, Any] | None = None, steps: int = 1) -> None:
         """One call of the train function is over.
 
         `logs` and `steps` count only where nothing is measured inside the step.
         """
-        begin = time.perf_counter()
-        if self._instrument is not None and self._instrument.measuring:
-            self._end_call(None, steps, self._clock.last)
-        else:
-            self._end_call({**(logs or {}), **self._rate}, steps)
-        self._recorder.note_hook(time.perf_counter() - begin, call=True)
+        if self.closed or self._retracing or not self._measuring:
+            self._end_logged_call(logs, steps)
+        elif self._recorder.count_measured(self._clock.last, steps):
+            self._drain()
+
+    @_harmless
+    def _end_logged_call(self, logs: Mapping[str, Any] | None, steps: int) -> None:
+        self._end_call(None if self._measuring else {**(logs or {}), **self._rate}, steps)
+
+    @_harmless
+    def _drain(self) -> None:
+        self._recorder.drain()
 
     @_harmless
     def log(self, /, **values: Any) -> None:
@@ -373,14 +380,17 @@ class Run:
 
     # ── Inside ──────────────────────────────────────────────────────────────────────────────────────
 
-    def _end_call(
-        self, logged: Mapping[str, Any] | None, steps: int = 1, times: CallTimes | None = None
-    ) -> None:
-        self._recorder.count_call(logged, steps, times)
+    def _end_call(self, logged: Mapping[str, Any] | None, steps: int = 1) -> None:
+        self._recorder.count_call(logged, steps, self._clock.last if self._measuring else None)
         if self._retracing:
             self._retracing = False
             self._restart_clock()
             self._set_state("running")
+
+    @property
+    def _measuring(self) -> bool:
+        """Whether values come from inside the step."""
+        return self._instrument is not None and self._instrument.measuring
 
     def _restart_clock(self) -> None:
         self._clock.restart()
@@ -388,7 +398,7 @@ class Run:
 
     def _learning_rate(self) -> dict[str, float]:
         """Where it is not read inside the step. Not on JAX, whose variables are out of date during a `fit`."""
-        if (self._instrument is not None and self._instrument.measuring) or keras.backend.backend() == "jax":
+        if self._measuring or keras.backend.backend() == "jax":
             return {}
         optimizer = current_optimizer(self.model)
         return {} if optimizer is None else read_rates(optimizer)

@@ -165,6 +165,7 @@ class Cell:
     options: dict[str, Any] = field(default_factory=dict)
     """Of `compile`, beside those of `compiled`."""
     backends: tuple[str, ...] = ("tensorflow", "jax", "torch")
+    statistics_every: int = 5
     plain_sgd: bool = True
     """Whether a step moves the weights by learning rate × gradient, or not at all where that overflows."""
 
@@ -182,10 +183,17 @@ class Cell:
         return model
 
 
+# Where `jit_compile` is not named it is "auto": XLA on JAX, and on TensorFlow where there is a GPU. Each cell is
+# compiled twice, which is what the tests' time goes into, so kinds of data and of models share cells.
 CELLS = {
-    "several steps per execution": Cell(options={"steps_per_execution": 4}, backends=("tensorflow", "jax")),
-    "jit_compile=True": Cell(options={"jit_compile": True}),
-    "jit_compile=False": Cell(options={"jit_compile": False}),
+    "tf.data, several steps per execution": Cell(
+        feed=tf_data, options={"steps_per_execution": 4}, backends=("tensorflow", "jax")
+    ),
+    "Python generator, jit_compile=True": Cell(feed=generator, options={"jit_compile": True}),
+    # On JAX, Keras takes it as `run_eagerly`.
+    "jit_compile=False, no statistics": Cell(
+        options={"jit_compile": False}, statistics_every=0, backends=("tensorflow", "torch")
+    ),
     "run_eagerly": Cell(options={"run_eagerly": True}),
     "gradient accumulation": Cell(
         compiled=lambda: classification(keras.optimizers.SGD(RATE, gradient_accumulation_steps=3)),
@@ -199,30 +207,22 @@ CELLS = {
         ),
         plain_sgd=False,
     ),
-    "mixed_float16 with a growing loss scale": Cell(
+    "mixed_float16 with a loss scale that overflows and grows": Cell(
         model=float16_mlp,
         compiled=lambda: classification(
             keras.optimizers.LossScaleOptimizer(
-                keras.optimizers.SGD(RATE), initial_scale=1024, dynamic_growth_steps=3
+                keras.optimizers.SGD(RATE), initial_scale=2.0**19, dynamic_growth_steps=3
             )
         ),
     ),
-    "mixed_float16 with a loss scale that overflows": Cell(
-        model=float16_mlp,
-        compiled=lambda: classification(
-            keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(RATE), initial_scale=2.0**21)
-        ),
+    "embedding, class_weight": Cell(
+        model=embedding,
+        feed=lambda: arrays(TOKENS, TOKENS.sum(axis=1) % 3, class_weight={0: 1.0, 1: 3.0, 2: 0.5}),
     ),
-    "embedding": Cell(model=embedding, feed=lambda: arrays(TOKENS, TOKENS.sum(axis=1) % 3)),
-    "shared layer, class_weight": Cell(
-        model=shared, feed=lambda: arrays(class_weight={0: 1.0, 1: 3.0, 2: 0.5})
-    ),
+    "shared layer, PyDataset": Cell(model=shared, feed=lambda: Feed({"x": Batches()}, arrays().batches)),
     "frozen layer, sample_weight": Cell(model=frozen, feed=lambda: arrays(sample_weight=WEIGHT)),
     "two outputs with losses and weights of their own": Cell(
         model=two_outputs, feed=two_targets, compiled=two_losses
     ),
-    "Python generator": Cell(feed=generator),
-    "tf.data": Cell(feed=tf_data, backends=("tensorflow", "jax")),
-    "PyDataset": Cell(feed=lambda: Feed({"x": Batches()}, arrays().batches)),
     "arrays with a partial last batch": Cell(feed=lambda: arrays(X[:44], Y[:44])),
 }

@@ -78,9 +78,12 @@ class Instrument:
         """
         ours = self._guard is not None and vars(self._model).get("train_function") is self._guard
         self._unhook()
-        if ours:
-            # A train function made before an optimizer switch would go on training with the old optimizer.
-            self._model.train_function = None if self._rebuilt else self._original
+        if ours and self._rebuilt:
+            # One made before an optimizer switch would go on training with the old optimizer.
+            self._model.train_function = None
+            self._model.make_train_function()
+        elif ours:
+            self._model.train_function = self._original
 
     def rebuild(self, change: Callable[[], None]) -> None:
         """Takes the instrument off, runs `change` (which may swap the optimizer), and puts it on again.

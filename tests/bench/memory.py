@@ -41,7 +41,7 @@ def main() -> None:
     import numpy as np
 
     from tests.bench.processes import home_in, rss_bytes
-    from tests.bench.variants import VARIANTS, watchers
+    from tests.bench.variants import VARIANTS, refuse_warnings, watchers
 
     class Tells(keras.callbacks.Callback):
         """Last of the callbacks."""
@@ -53,11 +53,13 @@ def main() -> None:
         def on_epoch_end(self, epoch, logs=None):
             if epoch == 0 and self._watched:
                 self._watched.enter_context(watchers())
+            check()
             if (epoch + 1) * _EPOCH % EVERY == 0:
                 gc.collect()
                 print(rss_bytes() / 2**20, flush=True)
 
     variant = sys.argv[1]
+    check = refuse_warnings()
     model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(8), keras.layers.Dense(1)])
     model.compile("adam", "mse", steps_per_execution=_CALL)
     x = np.random.default_rng(0).normal(size=(_EPOCH * 4, 8)).astype("float32")

@@ -22,7 +22,7 @@ import numpy as np
 
 from tests.bench.processes import home_in, tasks_cpu_s, thread_cpu_s
 from tests.bench.sizes import SIZES, Size
-from tests.bench.variants import LINK_THREAD, VARIANTS, HookClock, watchers
+from tests.bench.variants import LINK_THREAD, VARIANTS, HookClock, refuse_warnings, watchers
 
 BARE, AGAIN = "bare", "bare again"
 OFF, ALWAYS = "monitor, no statistics", "monitor, statistics every step"
@@ -132,6 +132,7 @@ def run(sizes: Sequence[str] = tuple(SIZES), cycles: int = CYCLES) -> None:
 
 
 def _profile(name: str, folder: str, cycles: int) -> None:
+    check = refuse_warnings()
     turns = Turns(COMPARED)
     lasts, hooks, threads = {}, {}, []
     for fit in COMPARED:
@@ -152,6 +153,7 @@ def _profile(name: str, folder: str, cycles: int) -> None:
             began, cpu = time.perf_counter(), _threads_cpu_s()
             turns.run(cycles)
             passed = time.perf_counter() - began
+            check()
             spent = {what: (now - cpu[what]) / passed for what, now in _threads_cpu_s().items()}
     finally:
         turns.end()

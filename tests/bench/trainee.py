@@ -28,7 +28,7 @@ from tests.bench.processes import (
     thread_cpu_s,
 )
 from tests.bench.sizes import SIZES, Size
-from tests.bench.variants import LINK_THREAD, VARIANTS, HookClock, watchers
+from tests.bench.variants import LINK_THREAD, VARIANTS, HookClock, refuse_warnings, watchers
 
 
 class Turnstile(keras.callbacks.Callback):
@@ -58,10 +58,12 @@ class Meter:
     def __init__(self) -> None:
         self.hooks: HookClock | None = None
         self.watchers: list[int] = []
+        self._check = refuse_warnings()
         self._before: dict[str, float] = {}
 
     def read(self) -> dict[str, Any]:
         """Since the last call, in seconds; `rss_bytes` is what is in use now."""
+        self._check()
         now = self._totals()
         taken = {name: value - self._before.get(name, 0.0) for name, value in now.items()}
         hooks = {} if self.hooks is None else self.hooks.take()

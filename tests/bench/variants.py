@@ -9,8 +9,10 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -22,6 +24,28 @@ from client_callback.wire import runs
 
 LINK_THREAD = "unstuck link"
 """Name of the sender thread of a watched training."""
+
+
+class DisturbedError(Exception):
+    """The callback warned: this training is not watched as it should be, and its figures mean nothing."""
+
+
+def refuse_warnings() -> Callable[[], None]:
+    """Lets go of no warning of `MonitorCallback`: what is returned raises DisturbedError once there was one."""
+    told: list[str] = []
+    show = warnings.showwarning
+
+    def keep(message: Warning | str, *rest: Any, **more: Any) -> None:
+        if str(message).startswith("unstuck:"):
+            told.append(str(message))
+        show(message, *rest, **more)
+
+    def check() -> None:
+        if told:
+            raise DisturbedError(told[0])
+
+    warnings.showwarning = keep
+    return check
 
 
 class CsvEachBatch(keras.callbacks.Callback):
