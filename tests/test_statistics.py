@@ -131,7 +131,7 @@ def test_magnitudes_are_counted_by_order_of_magnitude(dtype):
     tensor, values = typed([*edges, 0.0, -0.0, np.nan, np.inf, -np.inf, 1e-30, 3e38, 0.3, -700.0], dtype)
     expected = reference_magnitudes(values)
     assert len(expected) == len(statistics.MAGNITUDE_LABELS)
-    check(lambda g: statistics.magnitude_histogram(g, len(values)), tensor, expected=expected)
+    check(lambda g: statistics.magnitude_histograms([(g, len(values))])[0], tensor, expected=expected)
 
 
 def test_magnitudes_are_those_after_the_loss_scale_and_rows_that_are_not_there_are_zero():
@@ -140,7 +140,7 @@ def test_magnitudes_are_those_after_the_loss_scale_and_rows_that_are_not_there_a
         np.array(reference_magnitudes(values / 1024.0)) + np.eye(len(statistics.MAGNITUDE_LABELS))[0] * 80
     )
     check(
-        lambda g, scale: statistics.magnitude_histogram(g, 200, scale),
+        lambda g, scale: statistics.magnitude_histograms([(g, 200)], scale)[0],
         tensor,
         np.float32(1024),
         expected=expected,
@@ -150,11 +150,17 @@ def test_magnitudes_are_those_after_the_loss_scale_and_rows_that_are_not_there_a
 def test_magnitudes_of_a_large_gradient_are_shares_of_a_part_of_all_its_units():
     # Every second entry only would see half of the units, which here are the ones that are zero.
     values = np.tile([0.0, 1.0], 4000).reshape(-1, 16).astype(np.float32)
-    for way, result in results(lambda g: statistics.magnitude_histogram(g, 8000, most=4000), values):
+    for way, result in results(lambda g: statistics.magnitude_histograms([(g, 8000)], most=4000)[0], values):
         shares = dict(zip(statistics.MAGNITUDE_LABELS, result / 8000, strict=True))
         assert sum(result) == pytest.approx(8000), way
         assert shares["zero"] == pytest.approx(0.5, abs=0.01), way
         assert shares["2^0"] == pytest.approx(0.5, abs=0.01), way
+
+
+def test_magnitudes_of_several_gradients_are_counted_apart():
+    (a, of_a), (b, of_b) = some_gradient(40, 3), some_gradient(7)
+    expected = [reference_magnitudes(of_a), reference_magnitudes(of_b)]
+    check(lambda a, b: statistics.magnitude_histograms([(a, 120), (b, 7)]), a, b, expected=expected)
 
 
 def test_the_update_ratio_of_weights_that_are_zero_or_of_norms_that_are_not_finite_is_not_a_number():

@@ -212,7 +212,8 @@ def loss_scale(optimizer: Any) -> Tensor | float | None:
     """What this optimizer multiplies the loss with, `None` for nothing."""
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         if optimizer.built:
-            return keras.ops.convert_to_tensor(optimizer.dynamic_scale)
+            # Plus nothing: the variable itself would be read when used, after the step has changed it.
+            return optimizer.dynamic_scale + 0.0
         return float(optimizer.initial_scale)
     factor = getattr(optimizer, "loss_scale_factor", None)
     return None if factor is None else float(factor)
@@ -222,7 +223,7 @@ def current_rate(optimizer: Any) -> Tensor | None:
     """The rate of the step under way. `None`: the optimizer has none of its own."""
     if not hasattr(innermost(optimizer), "_get_current_learning_rate"):
         return None
-    return keras.ops.convert_to_tensor(optimizer.learning_rate)
+    return keras.ops.cast(optimizer.learning_rate, "float32") + 0.0
 
 
 def mean_metrics(model: keras.Model) -> dict[str, Any]:

@@ -188,12 +188,10 @@ class GradientTables:
         if not known:
             return []
 
-        def histogram(tensors: list[Tensor]) -> Tensor:
-            parts = [
-                statistics.magnitude_histogram(*self._driver.entries(tensor), scale, most=HISTOGRAM_ENTRIES)
-                for tensor in tensors
-            ]
-            return sum(parts[1:], parts[0])
+        def histograms() -> Tensor:
+            entries = [self._driver.entries(tensor) for tensors in known.values() for tensor in tensors]
+            rows = iter(ops.unstack(statistics.magnitude_histograms(entries, scale, most=HISTOGRAM_ENTRIES)))
+            return ops.stack([added([next(rows) for _ in tensors]) for tensors in known.values()])
 
         layout = Statistic(
             name="gradient_histogram",
@@ -203,7 +201,7 @@ class GradientTables:
             unit="count",
             doc=f"Gradient entries per order of magnitude of |g|; of up to {HISTOGRAM_ENTRIES} entries a variable",
         )
-        return [Table(layout, lambda: ops.stack([histogram(tensors) for tensors in known.values()]))]
+        return [Table(layout, histograms)]
 
     def _variable_statistic(self, name: str, doc: str) -> Statistic:
         return Statistic(name=name, of="variables", labels=self._labels, doc=doc)
@@ -226,6 +224,14 @@ def examples_of(inputs: Any) -> Tensor | None:
         if values is not None and hasattr(values, "shape") and len(values.shape):
             return ops.shape(values)[0]
     return None
+
+
+def added(values: list[Tensor]) -> Tensor:
+    """Their sum, without an operation where there is but one."""
+    total = values[0]
+    for value in values[1:]:
+        total = total + value
+    return total
 
 
 def shortened(names: list[str], most: int = 10) -> str:

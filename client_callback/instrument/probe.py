@@ -20,7 +20,7 @@ from client_callback.instrument import replicas
 from client_callback.instrument.backends import make_driver
 from client_callback.instrument.capture import Capture, CapturedStep
 from client_callback.instrument.clock import CallClock
-from client_callback.instrument.gradient_tables import examples_of, gradient_scale, usable_gradients
+from client_callback.instrument.gradient_tables import added, examples_of, gradient_scale, usable_gradients
 from client_callback.instrument.layers import described_layers
 from client_callback.instrument.sampler import Sampler
 from client_callback.instrument.schedule import Schedule
@@ -191,8 +191,8 @@ class Probe:
         counts: dict[str, Tensor] = {}
         for name, increments in step.metric_sums.items():
             if all(self._usable(total) and self._usable(count) for total, count in increments):
-                total = _added([total for total, _ in increments])
-                counts[name] = _added([count for _, count in increments])
+                total = added([ops.cast(total, "float32") for total, _ in increments])
+                counts[name] = added([ops.cast(count, "float32") for _, count in increments])
                 measured.setdefault(name, ops.divide_no_nan(total, counts[name]))
         running = {
             name: value
@@ -247,11 +247,3 @@ _EXPECTED = {
 
 def _unscaled(norm: Tensor, step: CapturedStep) -> Tensor:
     return norm if step.loss_scale is None else norm / gradient_scale(step)
-
-
-def _added(values: list[Tensor]) -> Tensor:
-    """Their sum in float32, without an operation where there is but one."""
-    added = ops.cast(values[0], "float32")
-    for value in values[1:]:
-        added = added + ops.cast(value, "float32")
-    return added

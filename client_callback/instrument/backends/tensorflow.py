@@ -372,7 +372,9 @@ class Driver:
         if self.compiled:
             return tf.convert_to_tensor(gradient), size
         rows, position = tf.unique(tf.reshape(gradient.indices, [-1]))
-        return tf.math.unsorted_segment_sum(gradient.values, position, tf.size(rows)), size
+        summed = tf.math.unsorted_segment_sum(gradient.values, position, tf.size(rows))
+        summed.set_shape([None, *gradient.shape[1:]])
+        return summed, size
 
 
 class _Rings:

@@ -96,9 +96,7 @@ class Driver:
         def captured_scale_loss(loss: Any) -> Any:
             step = self._probe.capture.step
             if step is not None:
-                # It may be another one after the step.
-                scale = loss_scale(optimizer)
-                step.loss_scale = scale.clone() if isinstance(scale, torch.Tensor) else scale
+                step.loss_scale = loss_scale(optimizer)
             return scale_loss(loss)
 
         return captured_scale_loss
@@ -110,8 +108,7 @@ class Driver:
                 return apply(grads, trainable_variables)
             variables = list(trainable_variables or optimizer._trainable_variables)
             grads = list(grads)
-            rate = current_rate(optimizer)
-            step.learning_rate = rate.clone() if isinstance(rate, torch.Tensor) else rate
+            step.learning_rate = current_rate(optimizer)
             step.gradients = probe.capture.by_index(grads, variables)
             if not probe.schedule.due:
                 return apply(grads, variables)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from keras import ops
 
 from client_callback.instrument.statistics.counting import occurrences
@@ -67,44 +68,52 @@ def zero_units(gradients: Sequence[Tensor]) -> Tensor:
     return count_true(ops.equal(alive, 0.0))
 
 
-def magnitude_histogram(
-    values: Tensor, size: int, scale: Tensor | float = 1.0, most: int = MAX_MAGNITUDES
+def magnitude_histograms(
+    gradients: Sequence[tuple[Tensor, int]], scale: Tensor | float = 1.0, most: int = MAX_MAGNITUDES
 ) -> Tensor:
     """How many entries have which order of magnitude: bins of ⌊log₂|g|⌋, two exponents wide.
 
-    The exponent is read from the float32 bits. Of more than `most` entries, every so many is looked at, and the
-    counts are scaled to the whole.
+    The exponent is read from the float32 bits. Of more than `most` entries of a gradient, every so many is looked at,
+    and the counts are scaled to the whole. All gradients are counted at once: an operation costs more than its work.
 
     Args:
-        values: as of `gradient_statistics`.
-        size: as there.
+        gradients: values and size of each, as of `gradient_statistics`.
         scale: what to divide entries by first (a loss scale).
-        most: entries looked at.
+        most: entries of each that are looked at.
 
     Returns:
-        float32[MAGNITUDE_LABELS], the sum is `size`. Zero takes in what float32 only holds with fewer digits, below
-        2⁻¹²⁶, for most devices make it zero anyway.
+        float32[gradients, MAGNITUDE_LABELS], a row's sum is the size. Zero takes in what float32 holds with fewer
+        digits, below 2⁻¹²⁶, for most devices make it zero anyway.
     """
-    part, looked_at, present = evenly(values, most)
-    part = ops.cast(part, "float32")
+    bins = len(MAGNITUDE_LABELS)
+    parts, places, factors, absent = [], [], [], []
+    for row, (values, size) in enumerate(gradients):
+        part, looked_at, present = evenly(values, most)
+        part = ops.cast(part, "float32")
+        parts.append(part)
+        places.append(ops.full_like(part, float(row * bins)))
+        present = ops.cast(present, "float32")
+        factors.append(present / ops.maximum(ops.cast(looked_at, "float32"), 1.0))
+        absent.append(size - present)
+    entries = ops.concatenate(parts)
     if not (isinstance(scale, float) and scale == 1.0):
-        part = part / scale
-    # Sign and exponent are the upper nine bits; the counts of both signs are added up.
-    signed = ops.bitwise_and(ops.right_shift(bit_patterns(part), 23), 511)
-    exponents = ops.sum(ops.reshape(occurrences(signed, 512), (2, 256)), axis=0)
-    first, last = (127 + MAGNITUDE_EXPONENTS[index] for index in (1, -2))
-    bins = ops.concatenate(
-        [
-            exponents[:1],
-            ops.sum(exponents[1:first], axis=0, keepdims=True),
-            ops.sum(ops.reshape(exponents[first:last], (-1, 2)), axis=1),
-            ops.sum(exponents[last:255], axis=0, keepdims=True),
-            exponents[255:],
-        ]
-    )
-    present = ops.cast(present, "float32")
-    bins = bins * (present / ops.maximum(ops.cast(looked_at, "float32"), 1.0))
-    return ops.concatenate([bins[:1] + (size - present), bins[1:]])
+        entries = entries / scale
+    exponents = ops.bitwise_and(ops.right_shift(bit_patterns(entries), 23), 255)
+    found = ops.take(ops.convert_to_tensor(_BIN_OF_EXPONENT), exponents) + ops.concatenate(places)
+    counts = ops.reshape(occurrences(found, len(parts) * bins), (len(parts), bins))
+    of_zero = ops.convert_to_tensor(np.eye(1, bins, dtype=np.float32))
+    return counts * ops.stack(factors)[:, None] + ops.stack(absent)[:, None] * of_zero
+
+
+def _bins_of_exponents() -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+    """Float32's exponent bits, 0 to 255 → the place of the bin in MAGNITUDE_LABELS."""
+    power = np.arange(256) - 127
+    place = 1 + np.clip((power - MAGNITUDE_EXPONENTS[0]) // 2, 0, len(MAGNITUDE_EXPONENTS) - 2)
+    place[0], place[255] = 0, len(MAGNITUDE_LABELS) - 1
+    return place.astype(np.float32)
+
+
+_BIN_OF_EXPONENT = _bins_of_exponents()
 
 
 def update_ratio(updates: Tensor, weights: Tensor) -> Tensor:
