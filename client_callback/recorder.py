@@ -20,7 +20,7 @@ import numpy as np
 from client_callback.budget import Budget
 from client_callback.instrument.clock import CallTimes
 from client_callback.instrument.instrument import Instrument
-from client_callback.instrument.probe import Drained
+from client_callback.instrument.probe import READY_MODULUS, Drained
 from client_callback.wire.protocol import (
     Event,
     Float32,
@@ -171,7 +171,8 @@ class StepRecorder:
             return
         assert self.instrument is not None  # noqa: S101 (it is where the rows came from)
         names = self.instrument.series_names
-        timings = self._timings(calls, known)
+        ready = rows[:known, len(names)] if rows.shape[1] > len(names) else None
+        timings = self._timings(calls, known, ready)
         logged = self._logged_columns(calls, known)
         extra = {name: values for name, values in logged.items() if name not in names}
         self._announce_measured(timings, extra)
@@ -210,22 +211,26 @@ class StepRecorder:
             ]
             self._emit(msgspec.structs.replace(layout, series=(*layout.series, *series)))
 
-    def _timings(self, calls: Sequence[_Call], rows: int) -> dict[str, Float32]:
-        """Seconds of each step, float32[rows]; of a call that ran several, their even shares."""
+    def _timings(self, calls: Sequence[_Call], rows: int, ready: Float32 | None) -> dict[str, Float32]:
+        """Seconds of each step, float32[rows]; of a call that ran several, their even shares.
+
+        `ready`: when each step's batch was there, on the wall clock modulo READY_MODULUS, where the graph told.
+        """
         if not any(call.times for call in calls):
             return {}
-        unknown = (math.nan,) * 3
-        shares = [
-            tuple(part / call.steps for part in (times.step, times.input_wait, times.callbacks))
-            if times
-            else unknown
-            for call in calls
-            for times in (call.times,)
-        ]
-        table = np.repeat(np.array(shares, np.float32), [call.steps for call in calls], axis=0)
-        fitting = np.full((rows, 3), np.nan, np.float32)
-        fitting[: len(table)] = table[:rows]
-        return {name: fitting[:, place] for place, name in enumerate(TIMINGS)}
+        table = np.full((rows, 3), np.nan, np.float64)
+        at = 0
+        for call in calls:
+            if call.times is not None:
+                step, waited = call.times.step, call.times.input_wait
+                if ready is not None and at < rows:
+                    begin = call.times.end - step + self._offset
+                    waited = (float(ready[at]) - begin) % READY_MODULUS
+                    waited = waited if waited <= step else 0.0  # the two clocks differ by microseconds
+                    step -= waited
+                table[at : at + call.steps] = np.array([step, waited, call.times.callbacks]) / call.steps
+            at += call.steps
+        return {name: table[:, place].astype(np.float32) for place, name in enumerate(TIMINGS)}
 
     def _step_ends(self, calls: Sequence[_Call], rows: int) -> Float64:
         """When each of the steps ended, float64[rows]: of a call that ran several, spread evenly over it."""

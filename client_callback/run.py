@@ -138,7 +138,7 @@ class Run:
         self._pid = os.getpid()
         self._clock_offset = time.time() - time.perf_counter()
         self._recorder = StepRecorder(self.emit, self._clock_offset, self._budget)
-        self._clock = CallClock()
+        self._clock = CallClock(fetched_between=keras.backend.backend() == "torch")
         self._epoch = 0
         self._own_loop = False
         self._retracing = False
@@ -263,6 +263,8 @@ class Run:
 
     def before_batch(self) -> None:
         """Carries out the commands that arrived; holds here while paused."""
+        if self._clock.fetched_between:
+            self._clock.batch_begins()
         if self._link is None or self._link.commands_waiting or self.paused or not self._measuring:
             self._obey()
 
@@ -298,6 +300,8 @@ class Run:
             self._end_logged_call(logs, steps)
         elif self._recorder.count_measured(self._clock.last, steps):
             self._drain()
+        if self._clock.fetched_between:
+            self._clock.batch_ends()
 
     @_harmless
     def _end_logged_call(self, logs: Mapping[str, Any] | None, steps: int) -> None:

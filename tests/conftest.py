@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import signal
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
 import pytest
+
+if os.environ["KERAS_BACKEND"] == "jax":
+    # Many tests compile the same small steps; each need be compiled but once.
+    cache = tempfile.mkdtemp(prefix="unstuck-jax-")
+    atexit.register(shutil.rmtree, cache, ignore_errors=True)
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", cache)
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 # A shell that runs the tests in the background has them ignore Ctrl-C, and so would all programs they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)

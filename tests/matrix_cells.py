@@ -169,11 +169,6 @@ class Cell:
     plain_sgd: bool = True
     """Whether a step moves the weights by learning rate × gradient, or not at all where that overflows."""
 
-    @property
-    def compiles_cpp(self) -> bool:
-        """Whether training needs a C++ compiler."""
-        return BACKEND == "torch" and self.options.get("jit_compile") is True
-
     def build(self, **options: Any) -> keras.Model:
         """Compiled, with the same first weights every time."""
         keras.utils.set_random_seed(1)
@@ -189,7 +184,10 @@ CELLS = {
     "tf.data, several steps per execution": Cell(
         feed=tf_data, options={"steps_per_execution": 4}, backends=("tensorflow", "jax")
     ),
-    "Python generator, jit_compile=True": Cell(feed=generator, options={"jit_compile": True}),
+    "Python generator, jit_compile=True": Cell(
+        feed=generator, options={"jit_compile": True}, backends=("tensorflow", "jax")
+    ),
+    "Python generator": Cell(feed=generator, backends=("torch",)),
     # On JAX, Keras takes it as `run_eagerly`.
     "jit_compile=False, no statistics": Cell(
         options={"jit_compile": False}, statistics_every=0, backends=("tensorflow", "torch")

@@ -1,4 +1,4 @@
-"""A watched `fit` on two replicas of one CPU, and the same on one; prints where their recordings are, as JSON.
+"""Fits on two replicas of one CPU, watched and not, and the same watched on one; prints what they led to, as JSON.
 
 `tf.distribute.MirroredStrategy` on TensorFlow, `keras.distribution.DataParallel` on JAX. Run as a program by
 `test_replicas`: the number of devices is fixed before either starts.
@@ -35,12 +35,11 @@ def on_two_devices() -> contextlib.AbstractContextManager[object]:
     return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope()
 
 
-def train(scope: contextlib.AbstractContextManager[object], folder: Path | None) -> dict[str, object]:
+def train(folder: Path | None) -> dict[str, object]:
     x = models.inputs(examples=16 * 12)
-    with scope:
-        model = models.plain_mlp()
-        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        model.compile(keras.optimizers.Adam(0.01), loss, metrics=["accuracy"])
+    model = models.plain_mlp()
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(0.01), loss, metrics=["accuracy"])
     callbacks = [MonitorCallback("replicas", statistics_every=EVERY, directory=folder)] if folder else []
     options = {"batch_size": 16, "epochs": 2, "shuffle": False, "verbose": 0}
     history = model.fit(x, models.labels(x), callbacks=callbacks, **options)
@@ -54,14 +53,13 @@ def train(scope: contextlib.AbstractContextManager[object], folder: Path | None)
 def main() -> None:
     folder = Path(sys.argv[1])
     keras.mixed_precision.set_global_policy(sys.argv[2])
-    if sys.argv[3] == "1":
-        print(json.dumps({"watched": train(contextlib.nullcontext(), folder)}))
-        return
     scope = on_two_devices()
     with scope:
-        watched = train(contextlib.nullcontext(), folder)
-        bare = train(contextlib.nullcontext(), None)
-    print(json.dumps({"watched": watched, "bare": bare}))
+        watched = train(folder)
+        bare = train(None)
+    if keras.backend.backend() == "jax":
+        keras.distribution.set_distribution(None)
+    print(json.dumps({"watched": watched, "bare": bare, "one": train(folder)}))
 
 
 if __name__ == "__main__":

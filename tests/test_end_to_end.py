@@ -59,7 +59,7 @@ def steps_recorded(path: str) -> int:
     return sum(event.count for event in of_kind(Path(path), protocol.Steps))
 
 
-@pytest.mark.parametrize("options", [(), ("--schedule",), ("--steps-per-execution", "7")], ids=str)
+@pytest.mark.parametrize("options", [("--schedule",), ("--steps-per-execution", "7")], ids=str)
 def test_what_a_script_changes_takes_effect_at_the_very_step_the_answer_names(home, tmp_path, options):
     saved = tmp_path / "model.keras"
     with live_fit(home, "--save", str(saved), *options) as (process, run):

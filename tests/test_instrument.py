@@ -165,8 +165,17 @@ def compiled_model(kind: str) -> tuple[keras.Model, np.ndarray]:
     return models.mlp(), models.inputs(examples=160)
 
 
-@pytest.mark.parametrize("kind", ["mlp", "cnn", "lstm"])
-@pytest.mark.parametrize("options", [{}, {"jit_compile": True}, {"steps_per_execution": 4}], ids=str)
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("cnn", {}),
+        ("lstm", {}),
+        ("mlp", {"jit_compile": True}),
+        ("cnn", {"jit_compile": True}),
+        ("lstm", {"steps_per_execution": 4}),
+    ],
+    ids=str,
+)
 def test_training_is_bit_identical_with_and_without_the_callback(kind, options):
     histories, weights = [], []
     for watched in (False, True):
@@ -438,7 +447,7 @@ def test_a_model_with_two_optimizers_of_its_own_trains_and_its_losses_are_record
     callback = watched_fit(model, x, x[:, :1])
     recorded = series(callback.recording)
     assert set(recorded) == {"first_loss", "second_loss"}
-    kinds = {one.kind for one in layout(callback.recording).series}
+    kinds = {one.kind for one in all_series(callback.recording) if one.name in recorded}
     assert kinds == {"batch"}
 
 

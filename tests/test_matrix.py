@@ -50,11 +50,7 @@ class Trained:
 
 
 def cell_parameters() -> list[Any]:
-    return [
-        pytest.param(cell, id=name, marks=pytest.mark.skipif(cell.compiles_cpp and not CPP, reason="no g++"))
-        for name, cell in CELLS.items()
-        if BACKEND in cell.backends
-    ]
+    return [pytest.param(cell, id=name) for name, cell in CELLS.items() if BACKEND in cell.backends]
 
 
 @pytest.fixture(scope="module", params=cell_parameters())
@@ -205,6 +201,20 @@ def what_is_told(recording: Path) -> str:
     """Of what is missing, pooled or cut; numbers without separators."""
     shown = layout(recording)
     return " ".join([*shown.missing, *(one.doc for one in shown.statistics)]).replace(",", "")
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="it is about torch.compile")
+@pytest.mark.skipif(not CPP, reason="torch.compile needs a C++ compiler")
+def test_what_torch_compiles_trains_as_without_the_callback_and_its_logs_are_recorded_with_the_reason():
+    cell = Cell(options={"jit_compile": True})
+    watched, alone, callback = cell.build(), cell.build(), MonitorCallback("compiled")
+    with pytest.warns(RuntimeWarning, match="torch.compile"):
+        history = fit(watched, cell, [callback])
+    assert fit(alone, cell, []) == history
+    for one, other in zip(state(watched), state(alone), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert len(series(callback.recording)["loss"]) == STEPS
+    assert "torch.compile" in of_kind(callback.recording, protocol.Problem)[0].what
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="Keras alone compiles it for 20 s or more here")

@@ -27,51 +27,47 @@ JOINED = {
 }  # fmt: skip
 
 
-def run(tmp_path: Path, policy: str, devices: int) -> dict:
-    folder = tmp_path / str(devices)
-    command = [sys.executable, "-m", "tests.replicated_watch", str(folder), policy, str(devices)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=110, env={**os.environ})
+@pytest.fixture(scope="module", params=["float32", "mixed_float16"])
+def trained(request, tmp_path_factory) -> dict:
+    folder = tmp_path_factory.mktemp("recordings")
+    command = [sys.executable, "-m", "tests.replicated_watch", str(folder), request.param]
+    environment = {**os.environ, "UNSTUCK_HOME": str(folder)}
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=110, env=environment)
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return {"policy": request.param, **json.loads(done.stdout.splitlines()[-1])}
 
 
-@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
-def test_two_replicas_are_recorded_as_the_whole_batch_and_train_as_without_the_callback(tmp_path, policy):
-    two = run(tmp_path, policy, 2)
-    assert two["watched"]["weights"] == two["bare"]["weights"]
-    assert two["watched"]["history"] == two["bare"]["history"]
-    recording = Path(two["watched"]["recording"])
-    one = Path(run(tmp_path, policy, 1)["watched"]["recording"])
-    assert not of_kind(recording, protocol.Problem)
-    tolerance = {"rtol": 1e-4, "atol": 1e-6} if policy == "float32" else {"rtol": 2e-2, "atol": 2e-3}
+def test_replicas_train_as_without_the_callback(trained):
+    assert trained["watched"]["weights"] == trained["bare"]["weights"]
+    assert trained["watched"]["history"] == trained["bare"]["history"]
+    assert not of_kind(Path(trained["watched"]["recording"]), protocol.Problem)
+
+
+def test_what_two_replicas_measure_is_recorded_as_the_whole_batch(trained):
+    recording, one = (Path(trained[which]["recording"]) for which in ("watched", "one"))
+    precise = trained["policy"] == "float32"
+    tolerance = {"rtol": 1e-4, "atol": 1e-6} if precise else {"rtol": 2e-2, "atol": 2e-3}
     found, expected = series(recording), series(one)
-    for name in (
-        "loss",
-        "accuracy",
-        "learning_rate",
-        "grad_norm",
-        *(["loss_scale"] if policy != "float32" else []),
-    ):
+    for name in ("loss", "accuracy", "learning_rate", "grad_norm", *([] if precise else ["loss_scale"])):
         assert len(found[name]) == 24
         np.testing.assert_allclose(found[name], expected[name], **tolerance, err_msg=name)
     steps, tables = samples(recording)
     of_one = samples(one)[1]
     assert list(steps) == list(range(0, 24, 5))
     assert tables.keys() >= JOINED
-    if policy == "float32":
-        for name in JOINED:
-            np.testing.assert_allclose(tables[name], of_one[name], rtol=1e-3, atol=1e-5, err_msg=name)
+    for name in JOINED if precise else ():
+        np.testing.assert_allclose(tables[name], of_one[name], rtol=1e-3, atol=1e-5, err_msg=name)
 
 
-def test_how_far_the_replicas_differ_is_recorded(tmp_path):
-    recording = Path(run(tmp_path, "float32", 2)["watched"]["recording"])
+def test_how_far_the_replicas_differ_is_recorded(trained):
+    recording = Path(trained["watched"]["recording"])
     whole = series(recording)
     if keras.backend.backend() == "jax":
         steps, tables = samples(recording)
         parts = tables["replicas"].reshape(len(steps), 2, 2)
-        np.testing.assert_allclose(parts[:, :, 0].mean(axis=1), whole["loss"][steps], rtol=1e-4)
+        np.testing.assert_allclose(parts[:, :, 0].mean(axis=1), whole["loss"][steps], rtol=5e-3)
         # The whole gradient is the mean of the parts': no longer than the longer, by the triangle inequality.
-        assert (parts[:, :, 1].max(axis=1) >= whole["grad_norm"][steps] * 0.999).all()
+        assert (parts[:, :, 1].max(axis=1) >= whole["grad_norm"][steps] * 0.99).all()
         return
     assert (whole["loss_spread"] > 0).all()
     assert (whole["grad_norm_spread"] >= 0).all()

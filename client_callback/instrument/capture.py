@@ -25,6 +25,8 @@ class CapturedStep:
     """The tensors of one train step that is being traced (or, eagerly, run). `None`: did not pass by."""
 
     inputs: Any = None
+    ready: Tensor | None = None
+    """When the batch was there, in seconds modulo `probe.READY_MODULUS`, where only the graph can tell."""
     loss: Tensor | None = None
     learning_rate: Tensor | None = None
     loss_scale: Tensor | float | None = None
@@ -214,7 +216,7 @@ def loss_scale(optimizer: Any) -> Tensor | float | None:
         if optimizer.built:
             # Plus nothing: the variable itself would be read when used, after the step has changed it.
             return optimizer.dynamic_scale + 0.0
-        return float(optimizer.initial_scale)
+        return keras.ops.convert_to_tensor(optimizer.initial_scale, "float32")
     factor = getattr(optimizer, "loss_scale_factor", None)
     return None if factor is None else float(factor)
 

@@ -27,6 +27,11 @@ from client_callback.instrument.schedule import Schedule
 from client_callback.instrument.statistics import Tensor
 from client_callback.wire.protocol import Float32, Instrumented, Int64, Series
 
+READY_MODULUS = 256.0
+"""Seconds: float32 then still tells 15 µs apart, and no step takes longer."""
+READY = f"{replicas.INTERNAL}ready"
+"""Column with the time at which a step's batch was there; always the last."""
+
 
 class Drained(NamedTuple):
     """What accumulated since the last drain."""
@@ -34,7 +39,7 @@ class Drained(NamedTuple):
     first: int
     """Number of the first step in `rows`, counted since the probe was made."""
     rows: Float32
-    """float32[n, number of series]."""
+    """float32[n, number of series], or one column more: when each batch was there, modulo READY_MODULUS."""
     sample_steps: Int64
     samples: dict[str, Float32]
     """Statistic → float32[m, width]."""
@@ -68,6 +73,7 @@ class Probe:
             layers={layer.name: layer.layer for layer in self.layers if layer.activation is not None},
             targets_from=self.driver.targets_from,
         )
+        self.ready_modulus = READY_MODULUS
         self.making_train_function = False
         """While Keras makes the train function, which it builds with the same method as others."""
         self.failure: Exception | None = None
@@ -123,7 +129,7 @@ class Probe:
         return Instrumented(
             step=step,
             time=time,
-            series=tuple(self._series),
+            series=tuple(series for series in self._series if series.name != READY),
             statistics=tuple(sampler.statistics),
             missing=tuple(self._missing + sampler.missing),
             task=sampler.task,
@@ -132,7 +138,7 @@ class Probe:
     @property
     def series_names(self) -> list[str]:
         """Columns of `Drained.rows`."""
-        return [series.name for series in self._series]
+        return [series.name for series in self._series if series.name != READY]
 
     def drain(self) -> Drained:
         """Takes what accumulated; may wait for the device."""
@@ -186,7 +192,7 @@ class Probe:
         gradients = usable_gradients(step, self.driver)
         if gradients:
             measured["grad_norm"] = _unscaled(self.driver.norm(list(gradients.values())), step)
-        if self._usable(step.loss_scale) and not isinstance(step.loss_scale, float):
+        if self._usable(step.loss_scale) and not isinstance(step.loss_scale, float):  # one that may change
             measured["loss_scale"] = step.loss_scale
         counts: dict[str, Tensor] = {}
         for name, increments in step.metric_sums.items():
@@ -201,6 +207,8 @@ class Probe:
         }
         if examples is not None:
             measured["examples"] = examples
+        if step.ready is not None:
+            measured[READY] = step.ready
         if self.driver.replicas > 1:
             measured |= self._replica_cells(step, counts)
         if not self._columns:
@@ -217,7 +225,7 @@ class Probe:
         return cells
 
     def _choose_series(self, measured: dict[str, Tensor], running: dict[str, Any]) -> None:
-        names = sorted(measured | running, key=lambda name: _ORDER.get(name, len(_ORDER)))
+        names = sorted(measured | running, key=lambda name: (name == READY, _ORDER.get(name, len(_ORDER))))
         self._columns = [
             Series(
                 name=name, kind="timing" if name == "examples" else "batch" if name in measured else "running"

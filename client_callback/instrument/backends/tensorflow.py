@@ -127,11 +127,20 @@ class Driver:
     def _wrap_train_step(self, train_step: Callable[..., Any]) -> Callable[..., Any]:
         def measured_train_step(data: Any) -> Any:
             with self._probe.capture.open_step(data) as step:
+                self._probe.safely(lambda: self._note_ready(step, data))
                 logs = train_step(data)
                 self._probe.safely(lambda: self._write(step, logs))
             return logs
 
         return measured_train_step
+
+    def _note_ready(self, step: CapturedStep, data: Any) -> None:
+        """The iterator is asked inside the train function, so only there can be told when it had answered."""
+        if tf.executing_eagerly():
+            self._probe.clock.data_ready()
+        elif not self.compiled and self.replicas == 1 and self._steps_per_call == 1:
+            with scope(), tf.control_dependencies([t for t in tf.nest.flatten(data) if tf.is_tensor(t)]):
+                step.ready = tf.cast(tf.timestamp() % self._probe.ready_modulus, tf.float32)
 
     def _write(self, step: CapturedStep, logs: Any) -> None:
         probe, rings = self._probe, self._ring_set()

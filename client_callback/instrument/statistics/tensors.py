@@ -83,7 +83,7 @@ def evenly(values: Tensor, most: int) -> tuple[Tensor, Any, Any]:
         stride = stride + (1 - stride % 2)
     else:
         stride = coprime_stride(number, most)
-    part = flat[::stride]
+    part = ops.reshape(flat[::stride], (-1,))  # TensorFlow forgets the rank over a stride it does not know
     return part, ops.shape(part)[0], number
 
 
