@@ -3,10 +3,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+BENCH_READY := .venv/.bench
 TORCH_BIN := .venv-torch/bin
 TORCH_READY := .venv-torch/.ready
 TORCH := torch==2.13.0
-PYTEST := python -m pytest --numprocesses 2 --dist loadfile
+PYTEST := python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 INSTALL := python -m pip install --quiet --disable-pip-version-check
 LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 NEW_ENOUGH = $(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit(f"unstuck needs Python 3.11 or newer; $(PYTHON) is {sys.version.split()[0]}. Name another one: make setup PYTHON=python3.12")'
@@ -32,8 +33,13 @@ check: setup
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
 
-bench: setup
+# With the loggers it is compared to.
+bench: $(BENCH_READY)
 	@$(BIN)/python -m tests.bench
+
+$(BENCH_READY): $(READY) requirements/bench.txt
+	$(BIN)/$(INSTALL) --require-hashes -r requirements/bench.txt
+	@touch $(BENCH_READY)
 
 setup: $(READY)
 
