@@ -39,6 +39,7 @@ class Budget:
         self._plain: deque[float] = deque(maxlen=_MEMORY)
         self._sampled: deque[tuple[float, int]] = deque(maxlen=_MEMORY)
         self._direct: deque[float] = deque(maxlen=_MEMORY)
+        self._paces: deque[float] = deque(maxlen=16)
         self._steps_per_call = 1.0
         self.hooks = 0.0
         """Seconds per call spent in the callback's hooks, lately."""
@@ -60,6 +61,11 @@ class Budget:
         else:
             self._plain.append(duration)
 
+    def note_pace(self, seconds: float, steps: int) -> None:
+        """Steps that came out of the device within some time; a call may return long before its step is done."""
+        if steps:
+            self._paces.append(seconds / steps)
+
     def note_sample_costs(self, seconds: list[float]) -> None:
         """As measured directly by the backend."""
         self._direct.extend(seconds)
@@ -67,7 +73,7 @@ class Budget:
     @property
     def sampling(self) -> float:
         """Seconds that a sampled step takes longer than another. NaN: not known yet."""
-        if self._direct:
+        if len(self._direct) >= _ENOUGH:
             return statistics.median(self._direct)
         if len(self._sampled) < _ENOUGH:
             return math.nan
@@ -85,7 +91,9 @@ class Budget:
 
     @property
     def step_seconds(self) -> float:
-        """Of a step that is not sampled. NaN: not known yet."""
+        """Of a step, lately. NaN: not known yet."""
+        if self._paces:
+            return statistics.median(self._paces)
         calls = list(self._plain) or [duration for duration, _ in self._sampled]
         return statistics.median(calls) / self._steps_per_call if calls else math.nan
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import keras
 
-from client_callback.run import OVERHEAD_BUDGET, Run, check_arguments
+from client_callback.run import COUNTED_BY_GUARD, OVERHEAD_BUDGET, Run, check_arguments
 
 
 class MonitorCallback(keras.callbacks.Callback):  # type: ignore[misc] # Keras has no types
@@ -47,8 +47,10 @@ class MonitorCallback(keras.callbacks.Callback):  # type: ignore[misc] # Keras h
         statistics_every: int | None = None,
     ) -> None:
         super().__init__()
-        # On TensorFlow alone: elsewhere Keras would then call the hooks from several threads at once.
-        self.async_safe = keras.backend.backend() == "tensorflow"
+        if COUNTED_BY_GUARD:
+            self.on_train_batch_end = super().on_train_batch_end  # type: ignore[method-assign] # told by the guard
+        else:
+            self.async_safe = True
         check_arguments(name, directory, bind, overhead_budget, statistics_every)
         self._name, self._directory, self._record = name, directory, record
         self._control, self._bind = control, bind

@@ -78,6 +78,7 @@ class StepRecorder:
         self._announced = 0
         self._drained_at = self._judged_at = self._last_end = time.perf_counter()
         self._told_at = -math.inf
+        self._judged_step = 0
         self._skip_calls = 1
         self._limit = MOST_CALLS
         """Steps that may wait: half of what is kept, so that a late drain still finds everything."""
@@ -281,10 +282,11 @@ class StepRecorder:
     def _judge_overhead(self) -> None:
         if self._drained_at - self._judged_at < OVERHEAD_INTERVAL_S or self.instrument is None:
             return
-        self._judged_at = self._drained_at
+        budget = self._budget
+        budget.note_pace(self._drained_at - self._judged_at, self.step - self._judged_step)
+        self._judged_at, self._judged_step = self._drained_at, self.step
         seconds, calls = self._hook_seconds, self._hook_calls
         self._hook_seconds, self._hook_calls = 0.0, 0
-        budget = self._budget
         budget.note_hooks(seconds, calls)
         budget.note_sample_costs(self.instrument.take_sample_costs())
         before = budget.every

@@ -59,6 +59,10 @@ _OPEN: weakref.WeakKeyDictionary[keras.Model, Run] = weakref.WeakKeyDictionary()
 OVERHEAD_BUDGET = 0.01
 """Share of the training's time that watching may take unless told otherwise."""
 
+COUNTED_BY_GUARD = keras.backend.backend() in {"jax", "torch"}
+"""Whether a call of the train function is counted where it returns. A hook after each batch would have Keras wait
+for the logs of every step there, which switches asynchronous dispatch off."""
+
 PAUSE_POLL_S = 0.2
 """How often a paused training looks whether something else has stopped it."""
 
@@ -203,6 +207,7 @@ class Run:
                 clock=self._clock,
                 on_problem=self._report,
                 on_error=self._end_failed,
+                on_call=self.after_batch if in_fit and COUNTED_BY_GUARD else None,
                 drain=self._recorder.drain,
                 lock=self._recorder.lock,
             )
@@ -235,6 +240,7 @@ class Run:
         if self.closed or os.getpid() != self._pid:
             return
         self.closed = True
+        self._let_go()
         self._take_off()
         if self._link is not None:
             self._link.abandon("fit ended early", last=self._recorder.drain)
@@ -419,6 +425,11 @@ class Run:
         _OPEN[model] = self
         return True
 
+    def _let_go(self) -> None:
+        """A table of models that kept them alive would fill the memory of whoever tries many."""
+        if self.model is not None and _OPEN.get(self.model) is self:
+            del _OPEN[self.model]
+
     def _answer(self, command: Command) -> None:
         if self._steering is not None:
             self.emit(self._steering.answer(command, self._now()))
@@ -438,6 +449,7 @@ class Run:
 
     def _complete(self, outcome: Outcome, reason: str) -> None:
         self.closed = True
+        self._let_go()
         atexit.unregister(self._close_at_exit)
         try:
             self._take_off()

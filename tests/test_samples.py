@@ -42,6 +42,17 @@ def by_hand(weights: list[np.ndarray], x: np.ndarray, y: np.ndarray) -> Forward:
     return Forward(hidden, probabilities, gradients)
 
 
+class Weights(keras.callbacks.Callback):
+    """Remembers those before each step."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen: list[list[np.ndarray]] = []
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.seen.append([np.array(weight) for weight in self.model.get_weights()])
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """(recording, the weights before each step and at the end, batches)."""
@@ -53,15 +64,12 @@ def trained(tmp_path_factory):
     model.set_weights([kernel, bias, *others])
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.SGD(RATE), loss)
-    seen: list[list[np.ndarray]] = []
-    remember = keras.callbacks.LambdaCallback(
-        on_train_batch_begin=lambda batch, logs: seen.append([np.array(w) for w in model.get_weights()])
-    )
+    remember = Weights()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("UNSTUCK_HOME", str(tmp_path_factory.mktemp("home")))
         callback = MonitorCallback("samples", statistics_every=1)
         model.fit(x, y, batch_size=models.BATCH, shuffle=False, verbose=0, callbacks=[remember, callback])
-    seen.append([np.array(w) for w in model.get_weights()])
+    seen = [*remember.seen, [np.array(weight) for weight in model.get_weights()]]
     batches = [
         (x[at : at + models.BATCH], y[at : at + models.BATCH]) for at in range(0, len(x), models.BATCH)
     ]

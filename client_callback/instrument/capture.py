@@ -94,7 +94,11 @@ class Capture:
     def open_step(self, data: Any) -> Iterator[CapturedStep]:
         """Inside, the hooks catch what passes by. `data`: the batch, as `train_step` is given it."""
         outer = self.step
-        step = self._local.step = CapturedStep(inputs=keras.utils.unpack_x_y_sample_weight(data)[0])
+        try:
+            inputs = keras.utils.unpack_x_y_sample_weight(data)[0]
+        except ValueError:  # batches that only the model's own train step understands
+            inputs = data
+        step = self._local.step = CapturedStep(inputs=inputs)
         try:
             yield step
         finally:

@@ -92,19 +92,31 @@ class GradientTables:
     def sketch(self, step: CapturedStep) -> Tensor | None:
         """Evenly spaced entries of the largest gradients, float32[m]; the same ones in every step."""
         gradients = usable_gradients(step, self._driver)
-        sizes = {
-            index: math.prod(self._variables[index].shape) for index in gradients if _dense(gradients[index])
-        }
-        chosen = sorted(sorted(sizes, key=lambda index: -sizes[index])[:SKETCH_VARIABLES])
-        whole = sum(sizes[index] for index in chosen)
-        if not whole:
+        dense = [index for index, gradient in gradients.items() if _dense(gradient)]
+        parts = [
+            ops.cast(ops.reshape(gradients[index], (-1,))[::stride], "float32")
+            for index, stride in self._strides(dense).items()
+        ]
+        if not parts:
             return None
-        parts = []
-        for index in chosen:
-            most = max(1, SKETCH_ENTRIES * sizes[index] // whole)
-            stride = statistics.coprime_stride(sizes[index], most)
-            parts.append(ops.cast(ops.reshape(gradients[index], (-1,))[::stride], "float32"))
         return ops.concatenate(parts) / gradient_scale(step)
+
+    @property
+    def sketch_length(self) -> int:
+        """Of a sketch, where every variable has a dense gradient."""
+        strides = self._strides(list(range(len(self._variables))))
+        return sum(-(-math.prod(self._variables[index].shape) // stride) for index, stride in strides.items())
+
+    def _strides(self, indices: list[int]) -> dict[int, int]:
+        """The largest of these variables → the distance between two entries that are taken."""
+        sizes = {index: math.prod(self._variables[index].shape) for index in indices}
+        chosen = sorted(sorted(sizes, key=lambda index: -sizes[index])[:SKETCH_VARIABLES])
+        whole = max(1, sum(sizes[index] for index in chosen))
+        return {
+            index: statistics.coprime_stride(sizes[index], max(1, SKETCH_ENTRIES * sizes[index] // whole))
+            for index in chosen
+            if sizes[index]
+        }
 
     def _of_variables(
         self, step: CapturedStep, gradients: dict[int, Tensor], norms: dict[int, Tensor]

@@ -34,6 +34,8 @@ class Instrument:
         clock: told when the train function is called and when it returns.
         on_problem: told what is lost when something cannot be measured.
         on_error: told what the train function is about to raise.
+        on_call: told the logs of each call of the train function, and how many steps it ran. `None`: whoever calls it
+            counts for themselves.
         drain: called before what the probe still holds is dropped.
         lock: held by whoever drains; taken here while another probe is put in place.
     """
@@ -46,6 +48,7 @@ class Instrument:
         clock: CallClock,
         on_problem: Callable[[str], None],
         on_error: Callable[[BaseException], None],
+        on_call: Callable[[Any, int], None] | None,
         drain: Callable[[], None],
         lock: threading.RLock,
     ) -> None:
@@ -54,6 +57,7 @@ class Instrument:
         self._clock = clock
         self._on_problem = on_problem
         self._on_error = on_error
+        self._on_call = on_call
         self._drain = drain
         self._lock = lock
         self._probe: Probe | None = None
@@ -62,13 +66,16 @@ class Instrument:
         self._original: Any = None
         self._rebuilt = False
         self._guard: object = None
+        self._make: Callable[..., Any] | None = None
+        """The model's own way to make its train function, while ours is in its place."""
         self._last_logs: Any = {}
 
     def install(self) -> None:
         """Hooks the model and makes its train function anew, to be traced with the probe at the next batch."""
         self._original = vars(self._model).get("train_function")
+        self._hooks.wrap(self._model, "make_train_function", self._wrap_make)
         self._attach()
-        if self.measuring:
+        if self.measuring or self._on_call is not None:
             self._make_train_function()
 
     def remove(self) -> None:
@@ -152,7 +159,7 @@ class Instrument:
         if probe is None:
             return None
         drained = probe.drain()
-        if not len(drained.rows):
+        if not len(drained.rows) and not drained.lost:
             return None
         return drained._replace(first=drained.first + before, sample_steps=drained.sample_steps + before)
 
@@ -170,6 +177,7 @@ class Instrument:
 
     def _unhook(self) -> None:
         self._hooks.remove()
+        self._make = None
         if self._probe is not None:
             self._probe.remove()
 
@@ -189,11 +197,21 @@ class Instrument:
     def _make_train_function(self) -> None:
         self._model.train_function = None
         making = (
-            contextlib.nullcontext() if self._probe is None else self._probe.train_function_in_the_making()
+            contextlib.nullcontext() if self._probe is None else self._probe.driver.making_train_function()
         )
         with making:
-            self._model.make_train_function()
+            (self._make or self._model.make_train_function)()
         self._guard = self._hooks.wrap(self._model, "train_function", self._guarded)
+
+    def _wrap_make(self, make: Callable[..., Any]) -> Callable[..., Any]:
+        """Whoever has the train function made anew during the training gets a measured one."""
+        self._make = make
+
+        def measured_make(*args: Any, **kwargs: Any) -> None:
+            if self._model.train_function is None or args or kwargs:
+                self._make_train_function()
+
+        return measured_make
 
     def _guarded(self, train_function: Callable[..., Any]) -> Callable[..., Any]:
         def guarded_train_function(*args: Any) -> Any:
@@ -205,9 +223,19 @@ class Instrument:
                     self._on_error(error)
                 raise
             self._clock.end()
+            if self._on_call is not None:
+                logs = self._last_logs
+                self._on_call(logs[0] if isinstance(logs, tuple) else logs, self._steps_of_call())
             return self._last_logs
 
         return guarded_train_function
+
+    def _steps_of_call(self) -> int:
+        return (
+            self._model.steps_per_execution or 1
+            if self._probe is None
+            else self._probe.driver.take_call_steps()
+        )
 
     def _call(self, train_function: Callable[..., Any], *args: Any) -> Any:
         """Calls it, and tells an error of ours, after which training goes on, from one of the model."""
@@ -220,7 +248,7 @@ class Instrument:
                 # An operation of ours failed while the step ran. Its batch is lost; Keras counts it as trained.
                 self._fall_back(error)
                 return self._last_logs
-            if _raised_here(error.__traceback__):
+            if self._probe.driver.traces_before_batch and _raised_here(error.__traceback__):
                 # A hook of ours failed while the step was traced: no batch was taken yet.
                 self._fall_back(error)
                 return self._model.train_function(*args)
@@ -231,7 +259,10 @@ class Instrument:
 
     def _fall_back(self, error: Exception) -> None:
         with self._lock:
-            self._drain()
+            try:
+                self._drain()
+            except Exception as second:  # noqa: BLE001 (the device may be what failed)
+                self._on_problem(f"the last steps before that are lost: {second}")
             self._give_up(error)
             self._make_train_function()
 

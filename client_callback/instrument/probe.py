@@ -9,8 +9,7 @@ probe is trained without it.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import keras
@@ -74,19 +73,17 @@ class Probe:
             targets_from=self.driver.targets_from,
         )
         self.ready_modulus = READY_MODULUS
-        self.making_train_function = False
-        """While Keras makes the train function, which it builds with the same method as others."""
         self.failure: Exception | None = None
         """What went wrong while a train step was traced; nothing is measured in it then."""
-        self._on_problem = on_problem
+        self.report = on_problem
+        """Told once about each thing that cannot be measured."""
         self._sampler: Sampler | None = None
         self._columns: list[Series] = []
         """Of a row as a replica writes it."""
         self._series: list[Series] = []
         self._missing: list[str] = [cut] if cut else []
-        self._announced: Instrumented | None = None
+        self._announced: tuple[object, ...] = ()
         self._read_steps = 0
-        self._traced = False
 
     def install(self) -> None:
         """Hooks the model; the next trace is measured."""
@@ -98,15 +95,6 @@ class Probe:
         self.driver.remove()
         self.capture.remove()
 
-    @contextlib.contextmanager
-    def train_function_in_the_making(self) -> Iterator[None]:
-        """Inside, `model.make_train_function` is called."""
-        self.making_train_function = True
-        try:
-            yield
-        finally:
-            self.making_train_function = False
-
     @property
     def steps(self) -> int:
         """Steps drained so far."""
@@ -114,14 +102,18 @@ class Probe:
 
     def take_layout(self, *, step: int, time: float) -> Instrumented | None:
         """What is measured, as the event that says so. `None`: the same as when last asked."""
-        if not self._traced:
+        signature = self._signature
+        if signature == self._announced or not self._series:
             return None
-        self._traced = False
-        layout = self.layout(step=0, time=0.0)
-        if layout == self._announced:
-            return None
-        self._announced = layout
+        self._announced = signature
         return self.layout(step=step, time=time)
+
+    @property
+    def _signature(self) -> tuple[object, ...]:
+        """Tells a layout from another of the same model."""
+        sampler = self.sampler
+        known = (len(self._series), len(sampler.statistics), len(self._missing), len(sampler.missing))
+        return (*known, sampler.task)
 
     def layout(self, *, step: int, time: float) -> Instrumented:
         """What is measured, as the event that says so."""
@@ -162,7 +154,7 @@ class Probe:
     def sampler(self) -> Sampler:
         """Made at the first trace: only then has every model its variables."""
         if self._sampler is None:
-            self._sampler = Sampler(self.model, self.layers, self.driver, self._on_problem)
+            self._sampler = Sampler(self.model, self.layers, self.driver, self.report)
         return self._sampler
 
     def safely(self, body: Callable[[], None]) -> None:
@@ -177,7 +169,6 @@ class Probe:
     def row(self, step: CapturedStep, logs: Any) -> list[Tensor]:
         """This step's row: a float32 scalar for each series, and more where replicas are to be joined."""
         cells = self._cells(step, logs if isinstance(logs, dict) else {})
-        self._traced = True
         nan = ops.convert_to_tensor(float("nan"), "float32")
         return [ops.cast(cells.get(series.name, nan), "float32") for series in self._columns]
 

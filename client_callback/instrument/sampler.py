@@ -19,7 +19,7 @@ from client_callback.instrument.capture import CapturedStep
 from client_callback.instrument.gradient_tables import GradientTables, Previous
 from client_callback.instrument.layers import DescribedLayer
 from client_callback.instrument.statistics import Tensor
-from client_callback.instrument.table import Table
+from client_callback.instrument.table import Join, Table
 from client_callback.wire.protocol import Float32, Statistic
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Sampler:
         self._on_problem = on_problem
         labels = variable_labels(self.variables)
         self._gradients = GradientTables(self.variables, labels, layers, driver, self.miss)
-        self._layout: dict[Place, list[Table]] = {}
+        self._layout: dict[Place, list[tuple[Statistic, Join]]] = {}
         self._broken: set[str] = set()
         self.missing: list[str] = []
         """What cannot be told of this model, each with its reason."""
@@ -61,7 +61,7 @@ class Sampler:
     @property
     def statistics(self) -> list[Statistic]:
         """In the order in which `split` finds them."""
-        return [table.statistic for layout in self._layout.values() for table in layout]
+        return [statistic for layout in self._layout.values() for statistic, _ in layout]
 
     @property
     def width(self) -> int:
@@ -70,12 +70,11 @@ class Sampler:
 
     def split(self, samples: Float32) -> dict[str, Float32]:
         """float32[replicas, n, width] → statistic → its float32[n, width] of the whole batch."""
-        tables = [table for layout in self._layout.values() for table in layout]
-        widths = [table.statistic.width for table in tables]
-        parts = np.split(samples, np.cumsum(widths)[:-1], axis=2)
+        known = [entry for layout in self._layout.values() for entry in layout]
+        parts = np.split(samples, np.cumsum([statistic.width for statistic, _ in known])[:-1], axis=2)
         return {
-            table.statistic.name: table.join(part) if len(part) > 1 else part[0]
-            for table, part in zip(tables, parts, strict=True)
+            statistic.name: join(part) if len(part) > 1 else part[0]
+            for (statistic, join), part in zip(known, parts, strict=True)
         }
 
     def vector(self, place: Place, step: CapturedStep, previous: Previous | None) -> Tensor:
@@ -97,16 +96,22 @@ class Sampler:
             for what, make in _OF_THE_BATCH.items():
                 tables += self._made(what, make, step)
         parts = self._compute(tables)
-        layout = self._layout.setdefault(place, [table for table in tables if table.statistic.name in parts])
+        found = [(table.statistic, table.join) for table in tables if table.statistic.name in parts]
+        layout = self._layout.setdefault(place, found)
         columns = [
-            parts.get(table.statistic.name, ops.full((table.statistic.width,), math.nan, dtype="float32"))
-            for table in layout
+            parts.get(statistic.name, ops.full((statistic.width,), math.nan, dtype="float32"))
+            for statistic, _ in layout
         ]
         return ops.concatenate(columns) if columns else ops.zeros((0,), dtype="float32")
 
     def sketch(self, step: CapturedStep) -> Tensor | None:
         """Some entries of the gradient, float32[m], to be compared with the next step's."""
         return self._gradients.sketch(step)
+
+    @property
+    def sketch_length(self) -> int:
+        """Of a sketch, where every variable has a dense gradient."""
+        return self._gradients.sketch_length
 
     def miss(self, what: str) -> None:
         """Notes what cannot be told, once."""

@@ -8,6 +8,7 @@ with these names and a line in `BACKENDS`.
 from __future__ import annotations
 
 import importlib
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
 import keras
@@ -51,6 +52,15 @@ class Driver(Protocol):
 
     def remove(self) -> None:
         """Takes the hooks off. What was measured can still be drained."""
+
+    traces_before_batch: bool
+    """Whether the step is traced before a batch is taken, so that a call that failed in tracing can be repeated."""
+
+    def making_train_function(self) -> AbstractContextManager[None]:
+        """Inside, Keras makes the train function."""
+
+    def take_call_steps(self) -> int:
+        """Steps since this was last asked, where the host can count them; else 1."""
 
     def set_interval(self, every: int) -> None:
         """Samples every n-th step from now on, without a new trace."""

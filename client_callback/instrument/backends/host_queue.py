@@ -12,7 +12,7 @@ from client_callback.instrument.backends import Waiting
 from client_callback.wire.protocol import Float32
 
 CAPACITY = 4096
-"""Steps that may wait. More are never dropped; the training then waits for the drain."""
+"""Steps that may wait before the training drains them itself. None is ever dropped."""
 
 
 class HostQueue:

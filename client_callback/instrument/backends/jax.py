@@ -8,9 +8,10 @@ trains stays bit-identical, and costs nothing but a row when a step is not sampl
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -37,6 +38,7 @@ class Driver:
     """Measures a model's train step on JAX; see `backends.Driver`."""
 
     targets_from = "compute_metrics"
+    traces_before_batch = False
     replicas = 1
     """With `keras.distribution` the arrays are those of the whole batch."""
 
@@ -50,11 +52,12 @@ class Driver:
         self._hooks = InstanceHooks()
         self._outer: Any = None
         """The trace of the whole train step, while it is traced."""
-        self._sampling: Callable[..., Any] | None = None
+        self._sampling: Any = None
         self._sketch: Any = None
         self._sketch_step = -2
         self._sample_now = False
         self._samples_taken = 0
+        self._call_steps = 0
         self._sample_costs: deque[float] = deque(maxlen=32)
 
     # ── Life ────────────────────────────────────────────────────────────────────────────────────────
@@ -62,7 +65,6 @@ class Driver:
     def install(self) -> None:
         """Hooks the train step, the optimizer, and the making of functions out of them."""
         model = self._model
-        self._hooks.wrap(model, "_make_function", self._wrap_make_function)
         if self._standard:
             # The forward pass runs inside the gradient's trace; these two carry its values out of it.
             self._compute_loss = model.compute_loss_and_updates
@@ -70,14 +72,29 @@ class Driver:
             self._hooks.wrap(model, "_update_metrics_variables", self._wrap_metrics_update)
         if model.optimizer is not None and hasattr(model.optimizer, "stateless_apply"):
             self._hooks.wrap(model.optimizer, "stateless_apply", self._wrap_apply)
-        self._train_step: Callable[..., Any] = model.train_step
-        self._hooks.wrap(model, "train_step", lambda train_step: self._measured_train_step)
+        self._train_step = model.train_step
         if self._compiled:
             self._sampling = jax.jit(self._sampled_train_step)
 
     def remove(self) -> None:
         """Takes the hooks off."""
         self._hooks.remove()
+
+    @contextlib.contextmanager
+    def making_train_function(self) -> Iterator[None]:
+        """Keras compiles our train step then; whoever else calls or compiles the model's gets its own."""
+        hooks = InstanceHooks()
+        hooks.wrap(self._model, "train_step", lambda train_step: self._measured_train_step)
+        hooks.wrap(self._model, "_make_function", self._wrap_make_function)
+        try:
+            yield
+        finally:
+            hooks.remove()
+
+    def take_call_steps(self) -> int:
+        """Counted where each step is started."""
+        steps, self._call_steps = self._call_steps, 0
+        return steps
 
     def set_interval(self, every: int) -> None:
         """The host decides which steps are sampled."""
@@ -101,8 +118,6 @@ class Driver:
 
     def _wrap_make_function(self, make_function: Callable[..., Any]) -> Callable[..., Any]:
         def measured_make_function(step_function: Any, *args: Any, **kwargs: Any) -> Any:
-            if not self._probe.making_train_function:
-                return make_function(step_function, *args, **kwargs)
             return make_function(self._on_host(step_function), *args, **kwargs)
 
         return measured_make_function
@@ -114,41 +129,49 @@ class Driver:
         def host_step(state: Any, data: Any) -> Any:
             clock.data_ready()
             sample = None
-            if schedule.due:
-                if self._sampling is None:
-                    self._sample_now = True
-                else:
-                    sample = self._sample(state, data)
+            if schedule.due and self._sampling is None:
+                self._sample_now = True
+            elif schedule.due:
+                sample = self._sample(state, data)
             (logs, measured), state = step_function(state, data)
             if measured is not None:
                 row, self._sketch, seen = measured
-                if seen is not None:
-                    sample = seen
-                self._queue.append(row, sample)
+                self._queue.append(row, sample if seen is None else seen)
                 self._sketch_step = schedule.step
             self._sample_now = False
+            self._call_steps += 1
             schedule.advance()
             return logs, state
 
         return host_step
 
     def _sample(self, state: Any, data: Any) -> Any:
-        """The statistics of the step about to be run, from a function that runs beside it."""
-        assert self._sampling is not None  # noqa: S101 (the caller's condition)
-        kept = self._sketch if self._sketch_step == self._probe.schedule.step - 1 else None
-        timed = (
-            0 < self._samples_taken <= TIMED_SAMPLES or self._samples_taken % TIMED_EVERY == TIMED_EVERY - 1
-        )
+        """The statistics of the step about to be run, from a function that runs beside it. `None`: that failed."""
+        try:
+            return self._run_sampling(state, data)
+        except Exception as error:  # noqa: BLE001 (the device's memory may be too small for it; training goes on)
+            self._probe.schedule.every = 0
+            self._probe.report(f"no statistics are taken any more: {type(error).__name__}: {error}")
+            return None
+
+    def _run_sampling(self, state: Any, data: Any) -> Any:
+        timed = self._samples_taken < TIMED_SAMPLES or self._samples_taken % TIMED_EVERY == 0
         self._samples_taken += 1
-        begin = 0.0
-        if timed:
-            jax.block_until_ready(state)
-            begin = time.perf_counter()
-        sample = self._sampling(state, data, kept)
-        if timed and sample is not None:
-            jax.block_until_ready(sample)
+        if not timed:
+            return self._sampling(state, data, self._previous_sketch())
+        variants = self._sampling._cache_size()
+        jax.block_until_ready(state)
+        begin = time.perf_counter()
+        sample = jax.block_until_ready(self._sampling(state, data, self._previous_sketch()))
+        if self._sampling._cache_size() == variants:  # else it was compiled
             self._sample_costs.append(time.perf_counter() - begin)
         return sample
+
+    def _previous_sketch(self) -> Any:
+        """The gradient of the step before, NaN where there is none; of one shape, or all would be compiled anew."""
+        if self._sketch is not None and self._sketch_step == self._probe.schedule.step - 1:
+            return self._sketch
+        return jnp.full((self._probe.sampler.sketch_length,), jnp.nan, jnp.float32)
 
     # ── Inside the trace ────────────────────────────────────────────────────────────────────────────
 
@@ -165,8 +188,7 @@ class Driver:
                 sketch = probe.sampler.sketch(step) if probe.schedule.every else None
                 sample = None
                 if self._sample_now:
-                    kept = self._sketch if self._sketch_step == probe.schedule.step - 1 else None
-                    sample = probe.sampler.vector("branch", step, _previous(kept))
+                    sample = probe.sampler.vector("branch", step, _previous(self._previous_sketch()))
                 measured.append((row, sketch, sample))
 
             self._probe.safely(measure)
@@ -184,10 +206,15 @@ class Driver:
             )
         return vectors[0] if vectors else None
 
-    def _open(self, state: Any, data: Any) -> Any:
+    @contextlib.contextmanager
+    def _open(self, state: Any, data: Any) -> Iterator[CapturedStep]:
         leaves = jax.tree_util.tree_leaves((state, data))
         self._outer = next((trace for leaf in leaves if (trace := _trace(leaf)) is not None), None)
-        return self._probe.capture.open_step(data)
+        try:
+            with self._probe.capture.open_step(data) as step:
+                yield step
+        finally:
+            self._outer = None
 
     def _note_end(self, step: CapturedStep, state: Any, new_state: Any, *, norms: bool) -> None:
         """‖Δw‖ is told from the weights before and after, which both are there."""
@@ -285,14 +312,19 @@ class Driver:
         def captured_apply(optimizer_variables: Any, grads: Any, trainable_variables: Any) -> Any:
             step = self._probe.capture.step
             if step is not None:
-                mapping = list(zip(optimizer.variables, optimizer_variables, strict=False))
-                with keras.StatelessScope(state_mapping=mapping):
-                    step.learning_rate = current_rate(optimizer)
-                    step.loss_scale = loss_scale(optimizer)
-                step.gradients = self._probe.capture.by_index(grads, optimizer._trainable_variables)
+                self._probe.safely(lambda: self._note_gradients(step, optimizer, optimizer_variables, grads))
             return stateless_apply(optimizer_variables, grads, trainable_variables)
 
         return captured_apply
+
+    def _note_gradients(
+        self, step: CapturedStep, optimizer: Any, optimizer_variables: Any, grads: Any
+    ) -> None:
+        mapping = list(zip(optimizer.variables, optimizer_variables, strict=False))
+        with keras.StatelessScope(state_mapping=mapping):
+            step.learning_rate = current_rate(optimizer)
+            step.loss_scale = loss_scale(optimizer)
+        step.gradients = self._probe.capture.by_index(grads, optimizer._trainable_variables)
 
     # ── The device's maths ──────────────────────────────────────────────────────────────────────────
 
@@ -323,7 +355,7 @@ def _data_parallel_parts() -> int:
 
 def _previous(sketch: Any) -> Callable[[int], Tensor]:
     def read(length: int) -> Tensor:
-        return jnp.full((length,), jnp.nan, jnp.float32) if sketch is None else sketch
+        return sketch if len(sketch) == length else jnp.full((length,), jnp.nan, jnp.float32)
 
     return read
 

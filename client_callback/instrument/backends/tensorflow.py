@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,6 +40,7 @@ class Driver:
     """Measures a model's train step on TensorFlow; see `backends.Driver`."""
 
     targets_from = "compute_loss"
+    traces_before_batch = True
 
     def __init__(self, probe: Probe) -> None:
         self._probe = probe
@@ -77,6 +79,14 @@ class Driver:
     def remove(self) -> None:
         """Takes the hooks off."""
         self._hooks.remove()
+
+    def making_train_function(self) -> AbstractContextManager[None]:
+        """It takes the hooked train step by itself."""
+        return nullcontext()
+
+    def take_call_steps(self) -> int:
+        """Only the graph knows."""
+        return 1
 
     def set_interval(self, every: int) -> None:
         """Read by the graph at its next step."""
@@ -139,15 +149,13 @@ class Driver:
         if tf.executing_eagerly():
             self._probe.clock.data_ready()
         elif not self.compiled and self.replicas == 1 and self._steps_per_call == 1:
-            with scope(), tf.control_dependencies([t for t in tf.nest.flatten(data) if tf.is_tensor(t)]):
+            with scope(), tf.control_dependencies(tf.nest.flatten(data, expand_composites=True)):
                 step.ready = tf.cast(tf.timestamp() % self._probe.ready_modulus, tf.float32)
 
     def _write(self, step: CapturedStep, logs: Any) -> None:
         probe, rings = self._probe, self._ring_set()
         with scope():
-            if step.reduced or self.replicas == 1:
-                pass
-            elif step.gradients:
+            if self.replicas > 1 and step.gradients and not step.reduced:
                 # Reduced in a branch of the optimizer's, out of reach: once more, for the norm of the whole.
                 indices = list(step.gradients)
                 reduced = tf.distribute.get_replica_context().all_reduce(
@@ -210,7 +218,7 @@ class Driver:
         def captured_scale_loss(loss: Any) -> Any:
             step = self._probe.capture.step
             if step is not None:
-                step.loss_scale = loss_scale(optimizer)
+                self._probe.safely(lambda: setattr(step, "loss_scale", loss_scale(optimizer)))
             return scale_loss(loss)
 
         return captured_scale_loss
@@ -224,9 +232,14 @@ class Driver:
             if args and args[0] is not None:
                 args = (list(args[0]), *args[1:])
             variables = args[0] if args else kwargs.get("trainable_variables")
-            step.learning_rate = current_rate(optimizer)
-            step.gradients = self._probe.capture.by_index(grads, variables or optimizer._trainable_variables)
-            self._probe.safely(self._clear_update_norms)
+
+            def note() -> None:
+                step.learning_rate = current_rate(optimizer)
+                known = variables or optimizer._trainable_variables
+                step.gradients = self._probe.capture.by_index(grads, known)
+                self._clear_update_norms()
+
+            self._probe.safely(note)
             self._updating = True
             try:
                 return apply(grads, *args, **kwargs)
@@ -239,15 +252,15 @@ class Driver:
         def captured_reduction(grads_and_vars: Any) -> Any:
             reduced = reduce(grads_and_vars)
             step = self._probe.capture.step
-            if (
-                step is not None
-                and self.replicas > 1
-                and all(self.reachable(gradient) for gradient, _ in reduced if gradient is not None)
-            ):
-                step.reduced = self._probe.capture.by_index(*zip(*reduced, strict=True))
+            if step is not None and self.replicas > 1:
+                self._probe.safely(lambda: self._note_reduced(step, reduced))
             return reduced
 
         return captured_reduction
+
+    def _note_reduced(self, step: CapturedStep, reduced: Any) -> None:
+        if all(self.reachable(gradient) for gradient, _ in reduced if gradient is not None):
+            step.reduced = self._probe.capture.by_index(*zip(*reduced, strict=True))
 
     # ── The optimizer's own steps, for ‖Δw‖ without a copy of the weights ───────────────────────────
 
@@ -264,14 +277,16 @@ class Driver:
 
     def _wrap_assign(self, assign: Callable[..., Any], sign: int) -> Callable[..., Any]:
         def captured_assign(variable: Any, value: Any) -> Any:
-            self._note_move(variable, sign, lambda: value)
+            self._probe.safely(lambda: self._note_move(variable, sign, lambda: value))
             return assign(variable, value)
 
         return captured_assign
 
     def _wrap_plain_assign(self, assign: Callable[..., Any]) -> Callable[..., Any]:
         def captured_assign(variable: Any, value: Any) -> Any:
-            self._note_move(variable, 1, lambda: value - tf.convert_to_tensor(variable))
+            self._probe.safely(
+                lambda: self._note_move(variable, 1, lambda: value - tf.convert_to_tensor(variable))
+            )
             return assign(variable, value)
 
         return captured_assign

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -24,6 +25,7 @@ class Driver:
     """Measures a model's train step on torch; see `backends.Driver`."""
 
     targets_from = "compute_loss"
+    traces_before_batch = False
     replicas = 1
 
     def __init__(self, probe: Probe) -> None:
@@ -47,6 +49,14 @@ class Driver:
     def remove(self) -> None:
         """Takes the hooks off."""
         self._hooks.remove()
+
+    def making_train_function(self) -> AbstractContextManager[None]:
+        """It takes the hooked train step by itself."""
+        return nullcontext()
+
+    def take_call_steps(self) -> int:
+        """One call, one step, or nobody here can tell."""
+        return 1
 
     def set_interval(self, every: int) -> None:
         """The host decides which steps are sampled."""
@@ -96,28 +106,38 @@ class Driver:
         def captured_scale_loss(loss: Any) -> Any:
             step = self._probe.capture.step
             if step is not None:
-                step.loss_scale = loss_scale(optimizer)
+                self._probe.safely(lambda: setattr(step, "loss_scale", loss_scale(optimizer)))
             return scale_loss(loss)
 
         return captured_scale_loss
 
     def _wrap_apply(self, optimizer: Any, apply: Callable[..., Any]) -> Callable[..., Any]:
-        def captured_apply(grads: Any, trainable_variables: Any = None) -> Any:
+        def captured_apply(grads: Any, *args: Any, **kwargs: Any) -> Any:
             step, probe = self._probe.capture.step, self._probe
             if step is None:
-                return apply(grads, trainable_variables)
-            variables = list(trainable_variables or optimizer._trainable_variables)
+                return apply(grads, *args, **kwargs)
             grads = list(grads)
-            step.learning_rate = current_rate(optimizer)
-            step.gradients = probe.capture.by_index(grads, variables)
-            if not probe.schedule.due:
-                return apply(grads, variables)
-            before = [variable.value.detach().clone() for variable in probe.variables]
-            result = apply(grads, variables)
-            moved = [
-                variable.value.detach() - old for variable, old in zip(probe.variables, before, strict=True)
-            ]
-            step.update_norms = lambda: torch.stack([norm.float() for norm in torch._foreach_norm(moved)])
+            before: list[Tensor] = []
+
+            def note() -> None:
+                variables = args[0] if args else kwargs.get("trainable_variables")
+                step.learning_rate = current_rate(optimizer)
+                step.gradients = probe.capture.by_index(grads, variables or optimizer._trainable_variables)
+                if probe.schedule.due:
+                    before.extend(variable.value.detach().clone() for variable in probe.variables)
+
+            def moved() -> Tensor:
+                # In place: the copies are of no further use.
+                torch._foreach_sub_(before, [variable.value.detach() for variable in probe.variables])
+                return torch.stack([norm.float() for norm in torch._foreach_norm(before)])
+
+            probe.safely(note)
+            result = apply(grads, *args, **kwargs)
+            if before:
+                norms: list[Tensor] = []
+                with torch.no_grad():
+                    probe.safely(lambda: norms.append(moved()))
+                step.update_norms = (lambda: norms[0]) if norms else None
             return result
 
         return captured_apply
