@@ -149,7 +149,8 @@ class Driver:
         if tf.executing_eagerly():
             self._probe.clock.data_ready()
         elif not self.compiled and self.replicas == 1 and self._steps_per_call == 1:
-            with scope(), tf.control_dependencies(tf.nest.flatten(data, expand_composites=True)):
+            parts = [part for part in tf.nest.flatten(data, expand_composites=True) if part is not None]
+            with scope(), tf.control_dependencies(parts):
                 step.ready = tf.cast(tf.timestamp() % self._probe.ready_modulus, tf.float32)
 
     def _write(self, step: CapturedStep, logs: Any) -> None:
