@@ -80,6 +80,8 @@ class StepRecorder:
         self._told_at = -math.inf
         self._judged_step = 0
         self._skip_calls = 1
+        self._lost = 0
+        """Overwritten steps whose calls are still to be left out."""
         self._limit = MOST_CALLS
         """Steps that may wait: half of what is kept, so that a late drain still finds everything."""
         self._hook_seconds = 0.0
@@ -142,11 +144,18 @@ class StepRecorder:
         drained = None if self.instrument is None else self.instrument.drain()
         if drained is not None:
             self._take_measured(drained)
+        calls = self._without_lost(calls)
         if self._rows:
             self._send_measured(calls, everything=everything)
         elif calls:
             self._send_logged(calls)
         self._judge_overhead()
+
+    def _without_lost(self, calls: list[_Call]) -> list[_Call]:
+        """Steps that were overwritten have no rows, so their calls have nothing to tell."""
+        while calls and self._lost >= calls[0].steps:
+            self._lost -= calls.pop(0).steps
+        return calls
 
     # ── Measured inside the step ────────────────────────────────────────────────────────────────────
 
@@ -156,6 +165,7 @@ class StepRecorder:
             what = f"{drained.lost} steps from step {self.step} on were overwritten before they could be read"
             self._emit(Problem(step=self.step, time=self._now, what=what))
             self.step += drained.lost
+            self._lost += drained.lost
         shift = self.step + waiting - drained.first
         if len(drained.rows):
             self._rows.append(drained.rows)
@@ -181,23 +191,25 @@ class StepRecorder:
         first = self.step
         self.step += known
         self._emit(steps_event(first, self._step_ends(calls, known), columns, time=self._now))
-        self._send_samples(calls, first)
+        self._send_samples(calls, first, timings)
 
-    def _send_samples(self, calls: Sequence[_Call], first: int) -> None:
+    def _send_samples(self, calls: Sequence[_Call], first: int, timings: Mapping[str, Float32]) -> None:
         ready = [sample for sample in self._samples if sample[0] < self.step]
         self._samples = self._samples[len(ready) :]
         if ready:
             steps = np.array([step for step, _ in ready], np.int64)
             columns = {name: np.stack([row[name] for _, row in ready]) for name in ready[0][1]}
             self._emit(samples_event(steps, columns, time=self._now))
+        durations = timings.get("step_time", np.empty(0, np.float32))
         at = first
         for call in calls:
+            duration = float(durations[at - first : at - first + call.steps].sum())
             sampled = sum(at <= step < at + call.steps for step, _ in ready)
             at += call.steps
             if self._skip_calls:
                 self._skip_calls -= 1
             elif call.times is not None:
-                self._budget.note_call(call.times.step, call.steps, sampled)
+                self._budget.note_call(duration, call.steps, sampled)
 
     def _announce_measured(self, timings: Mapping[str, Float32], extra: Mapping[str, Float32]) -> None:
         assert self.instrument is not None  # noqa: S101 (the caller's condition)

@@ -172,9 +172,9 @@ def printable(text: str, *, ascii_only: bool = False) -> str:
 
 
 def joins(sign: str) -> bool:
-    """Whether a sign melts into the one before it: an accent, an emoji's skin tone, a vowel of old Korean."""
+    """Whether a sign melts into the one before it: an accent, an emoji's skin tone, a vowel sign."""
     melts = "\u1160" <= sign <= "\u11ff" or "\U0001f3fb" <= sign <= "\U0001f3ff"
-    return melts or unicodedata.category(sign) in {"Mn", "Me"}
+    return melts or unicodedata.category(sign) in {"Mn", "Me"} or cell_width(f"x{sign}") == 1
 
 
 def fit(text: str, width: int, *, ascii_only: bool = False) -> str:

@@ -113,6 +113,22 @@ class Capture:
         finally:
             self._local.step = step
 
+    def scale_loss_hook(
+        self, optimizer: Any, safely: Callable[[Callable[[], None]], None]
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Notes what the loss is multiplied with before the step changes it. `safely`: runs what must not raise."""
+
+        def wrap_scale_loss(scale_loss: Callable[..., Any]) -> Callable[..., Any]:
+            def captured_scale_loss(loss: Any) -> Any:
+                step = self.step
+                if step is not None:
+                    safely(lambda: setattr(step, "loss_scale", loss_scale(optimizer)))
+                return scale_loss(loss)
+
+            return captured_scale_loss
+
+        return wrap_scale_loss
+
     def variable_index(self, variable: Any) -> int | None:
         """The place of a variable, Keras' or the backend's inside it, among the model's trainable ones."""
         if len(self._index) != len(self._model.trainable_variables):

@@ -15,7 +15,7 @@ from tensorflow.python.ops.resource_variable_ops import ResourceVariable
 
 from client_callback.instrument import statistics
 from client_callback.instrument.backends import Waiting
-from client_callback.instrument.capture import CapturedStep, current_rate, innermost, loss_scale
+from client_callback.instrument.capture import CapturedStep, current_rate, innermost
 from client_callback.instrument.hooks import InstanceHooks
 from client_callback.instrument.statistics import Tensor
 from client_callback.wire.protocol import Float32, Int64
@@ -66,7 +66,9 @@ class Driver:
         self._hooks.wrap(model, "train_step", self._wrap_train_step)
         if optimizer is None:
             return
-        self._hooks.wrap(optimizer, "scale_loss", lambda scale: self._wrap_scale_loss(optimizer, scale))
+        self._hooks.wrap(
+            optimizer, "scale_loss", self._probe.capture.scale_loss_hook(optimizer, self._probe.safely)
+        )
         self._hooks.wrap(optimizer, "apply", lambda apply: self._wrap_apply(optimizer, apply))
         inner = innermost(optimizer)
         if hasattr(inner, "_backend_update_step"):
@@ -214,15 +216,6 @@ class Driver:
     def compiled(self) -> bool:
         """Whether the step runs inside XLA."""
         return bool(getattr(self._probe.model, "jit_compile", False))
-
-    def _wrap_scale_loss(self, optimizer: Any, scale_loss: Callable[..., Any]) -> Callable[..., Any]:
-        def captured_scale_loss(loss: Any) -> Any:
-            step = self._probe.capture.step
-            if step is not None:
-                self._probe.safely(lambda: setattr(step, "loss_scale", loss_scale(optimizer)))
-            return scale_loss(loss)
-
-        return captured_scale_loss
 
     def _wrap_apply(self, optimizer: Any, apply: Callable[..., Any]) -> Callable[..., Any]:
         def captured_apply(grads: Any, *args: Any, **kwargs: Any) -> Any:

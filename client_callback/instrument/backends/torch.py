@@ -12,7 +12,7 @@ import torch
 
 from client_callback.instrument.backends import Waiting
 from client_callback.instrument.backends.host_queue import HostQueue
-from client_callback.instrument.capture import current_rate, loss_scale
+from client_callback.instrument.capture import current_rate
 from client_callback.instrument.hooks import InstanceHooks
 from client_callback.instrument.statistics import Tensor
 from client_callback.wire.protocol import Float32
@@ -43,7 +43,9 @@ class Driver:
         model, optimizer = self._probe.model, self._probe.model.optimizer
         self._hooks.wrap(model, "train_step", self._wrap_train_step)
         if optimizer is not None:
-            self._hooks.wrap(optimizer, "scale_loss", lambda scale: self._wrap_scale_loss(optimizer, scale))
+            self._hooks.wrap(
+                optimizer, "scale_loss", self._probe.capture.scale_loss_hook(optimizer, self._probe.safely)
+            )
             self._hooks.wrap(optimizer, "apply", lambda apply: self._wrap_apply(optimizer, apply))
 
     def remove(self) -> None:
@@ -101,15 +103,6 @@ class Driver:
         if self._sketch is not None and self._sketch_step == self._probe.schedule.step - 1:
             return self._sketch
         return torch.full((length,), float("nan"))
-
-    def _wrap_scale_loss(self, optimizer: Any, scale_loss: Callable[..., Any]) -> Callable[..., Any]:
-        def captured_scale_loss(loss: Any) -> Any:
-            step = self._probe.capture.step
-            if step is not None:
-                self._probe.safely(lambda: setattr(step, "loss_scale", loss_scale(optimizer)))
-            return scale_loss(loss)
-
-        return captured_scale_loss
 
     def _wrap_apply(self, optimizer: Any, apply: Callable[..., Any]) -> Callable[..., Any]:
         def captured_apply(grads: Any, *args: Any, **kwargs: Any) -> Any:
