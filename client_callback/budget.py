@@ -39,7 +39,7 @@ class Budget:
         self._plain: deque[float] = deque(maxlen=_MEMORY)
         self._sampled: deque[tuple[float, int]] = deque(maxlen=_MEMORY)
         self._direct: deque[float] = deque(maxlen=_MEMORY)
-        self._paces: deque[float] = deque(maxlen=16)
+        self._paces: deque[float] = deque(maxlen=_MEMORY)
         self._steps_per_call = 1.0
         self.hooks = 0.0
         """Seconds per call spent in the callback's hooks, lately."""
@@ -62,7 +62,10 @@ class Budget:
             self._plain.append(duration)
 
     def note_pace(self, seconds: float, steps: int) -> None:
-        """Steps that came out of the device within some time; a call may return long before its step is done."""
+        """Steps that came out of the device within a short time; a call may return long before its step is done.
+
+        Short, so that the median tells the pace of training though it rests now and then.
+        """
         if steps:
             self._paces.append(seconds / steps)
 

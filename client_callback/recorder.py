@@ -78,7 +78,6 @@ class StepRecorder:
         self._announced = 0
         self._drained_at = self._judged_at = self._last_end = time.perf_counter()
         self._told_at = -math.inf
-        self._judged_step = 0
         self._skip_calls = 1
         self._lost = 0
         """Overwritten steps whose calls are still to be left out."""
@@ -137,13 +136,14 @@ class StepRecorder:
             self._drain(everything=True)
 
     def _drain(self, *, everything: bool) -> None:
-        self._drained_at = time.perf_counter()
+        drained_before, self._drained_at = self._drained_at, time.perf_counter()
         if self.instrument is not None:
             self._limit = min(MOST_CALLS, self.instrument.drain_within // 2)
         calls = [self._calls.popleft() for _ in range(len(self._calls))]
         drained = None if self.instrument is None else self.instrument.drain()
         if drained is not None:
             self._take_measured(drained)
+            self._budget.note_pace(self._drained_at - drained_before, len(drained.rows))
         calls = self._without_lost(calls)
         if self._rows:
             self._send_measured(calls, everything=everything)
@@ -295,8 +295,7 @@ class StepRecorder:
         if self._drained_at - self._judged_at < OVERHEAD_INTERVAL_S or self.instrument is None:
             return
         budget = self._budget
-        budget.note_pace(self._drained_at - self._judged_at, self.step - self._judged_step)
-        self._judged_at, self._judged_step = self._drained_at, self.step
+        self._judged_at = self._drained_at
         seconds, calls = self._hook_seconds, self._hook_calls
         self._hook_seconds, self._hook_calls = 0.0, 0
         budget.note_hooks(seconds, calls)
