@@ -26,6 +26,7 @@ from client_callback.wire.protocol import (
     Float32,
     Float64,
     Instrumented,
+    Int64,
     Overhead,
     Problem,
     Series,
@@ -53,6 +54,9 @@ class _Call(NamedTuple):
     steps: int
     times: CallTimes | None
     logged: Mapping[str, float] | None
+
+
+_UNKNOWN = CallTimes(math.nan, math.nan, math.nan, math.nan)
 
 
 class StepRecorder:
@@ -83,9 +87,10 @@ class StepRecorder:
         """Overwritten steps whose calls are still to be left out."""
         self._limit = MOST_CALLS
         """Steps that may wait: half of what is kept, so that a late drain still finds everything."""
-        self._hook_seconds = 0.0
-        """Spent in the callback's hooks since the overhead was judged last."""
-        self._hook_calls = 0
+        self.hook_seconds = 0.0
+        """Spent in the callback's hooks; added to by whoever has them."""
+        self._judged_hook_seconds = 0.0
+        self._calls_drained = self._judged_calls = 0
         self.instrument: Instrument | None = None
         """`None`: only logged values are recorded."""
         self.own_values = False
@@ -118,10 +123,7 @@ class StepRecorder:
 
     def count_measured(self, times: CallTimes, steps: int) -> bool:
         """One call of the train function is over whose values were measured; whether it is time to drain."""
-        begin = time.perf_counter()
         self._calls.append(_Call(times.end, steps, times, None))
-        self._hook_calls += 1
-        self._hook_seconds += time.perf_counter() - begin
         return len(self._calls) * steps >= self._limit
 
     def tick(self) -> None:
@@ -140,6 +142,7 @@ class StepRecorder:
         if self.instrument is not None:
             self._limit = min(MOST_CALLS, self.instrument.drain_within // 2)
         calls = [self._calls.popleft() for _ in range(len(self._calls))]
+        self._calls_drained += len(calls)
         drained = None if self.instrument is None else self.instrument.drain()
         if drained is not None:
             self._take_measured(drained)
@@ -200,16 +203,21 @@ class StepRecorder:
             steps = np.array([step for step, _ in ready], np.int64)
             columns = {name: np.stack([row[name] for _, row in ready]) for name in ready[0][1]}
             self._emit(samples_event(steps, columns, time=self._now))
-        durations = timings.get("step_time", np.empty(0, np.float32))
-        at = first
-        for call in calls:
-            duration = float(durations[at - first : at - first + call.steps].sum())
-            sampled = sum(at <= step < at + call.steps for step, _ in ready)
-            at += call.steps
+        if "step_time" in timings:
+            self._note_durations(calls, timings["step_time"], np.array([step for step, _ in ready]) - first)
+
+    def _note_durations(self, calls: Sequence[_Call], durations: Float32, sampled: Int64) -> None:
+        """Tells the budget how long each call took, and with how many samples. `sampled`: rows, ascending."""
+        ends = np.cumsum([call.steps for call in calls])
+        starts = np.concatenate([[0], ends[:-1]])
+        begun = int(np.searchsorted(starts, len(durations)))
+        totals = np.add.reduceat(durations.astype(np.float64), starts[:begun]).tolist()
+        samples = np.diff(np.searchsorted(sampled, np.concatenate([starts, ends[-1:]]))).tolist()
+        for call, total, count in zip(calls, totals, samples, strict=False):
             if self._skip_calls:
                 self._skip_calls -= 1
             elif call.times is not None:
-                self._budget.note_call(duration, call.steps, sampled)
+                self._budget.note_call(total, call.steps, count)
 
     def _announce_measured(self, timings: Mapping[str, Float32], extra: Mapping[str, Float32]) -> None:
         assert self.instrument is not None  # noqa: S101 (the caller's condition)
@@ -231,28 +239,29 @@ class StepRecorder:
         """
         if not any(call.times for call in calls):
             return {}
-        table = np.full((rows, 3), np.nan, np.float64)
-        at = 0
-        for call in calls:
-            if call.times is not None:
-                step, waited = call.times.step, call.times.input_wait
-                if ready is not None and at < rows:
-                    begin = call.times.end - step + self._offset
-                    waited = (float(ready[at]) - begin) % READY_MODULUS
-                    waited = waited if waited <= step else 0.0  # the two clocks differ by microseconds
-                    step -= waited
-                table[at : at + call.steps] = np.array([step, waited, call.times.callbacks]) / call.steps
-            at += call.steps
-        return {name: table[:, place].astype(np.float32) for place, name in enumerate(TIMINGS)}
+        owner, _ = _owners(calls, rows)
+        ends, callbacks, waits, steps = np.array([call.times or _UNKNOWN for call in calls])[owner].T
+        if ready is not None:
+            begins = ends - steps + self._offset
+            told = (ready[: len(owner)] - begins) % READY_MODULUS
+            told = np.where(told > steps, 0.0, told)  # the two clocks differ by microseconds
+            waits, steps = told, steps - told
+        parts = np.array([call.steps for call in calls])[owner]
+        table = np.full((len(TIMINGS), rows), np.nan, np.float32)
+        table[:, : len(owner)] = np.stack([steps, waits, callbacks]) / parts
+        return dict(zip(TIMINGS, table, strict=True))
 
     def _step_ends(self, calls: Sequence[_Call], rows: int) -> Float64:
         """When each of the steps ended, float64[rows]: of a call that ran several, spread evenly over it."""
-        ends: list[Float64] = []
-        for call in calls:
-            ends.append(np.linspace(self._last_end, call.end, call.steps + 1)[1:])
-            self._last_end = call.end
-        known = np.concatenate(ends)[:rows] if ends else np.empty(0)
-        return np.concatenate([known, np.full(rows - len(known), self._last_end)]) + self._offset
+        found = np.full(rows, self._last_end)
+        if calls:
+            owner, passed = _owners(calls, rows)
+            ends = np.array([call.end for call in calls])
+            begins = np.concatenate([[self._last_end], ends[:-1]])
+            self._last_end = calls[-1].end
+            found[len(owner) :] = self._last_end
+            found[: len(owner)] = begins[owner] + (ends - begins)[owner] * passed
+        return found + self._offset
 
     # ── Logged ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -296,9 +305,9 @@ class StepRecorder:
             return
         budget = self._budget
         self._judged_at = self._drained_at
-        seconds, calls = self._hook_seconds, self._hook_calls
-        self._hook_seconds, self._hook_calls = 0.0, 0
-        budget.note_hooks(seconds, calls)
+        seconds, calls = self.hook_seconds, self._calls_drained
+        budget.note_hooks(seconds - self._judged_hook_seconds, calls - self._judged_calls)
+        self._judged_hook_seconds, self._judged_calls = seconds, calls
         budget.note_sample_costs(self.instrument.take_sample_costs())
         before = budget.every
         if budget.choose(steps=self.step, sample_bytes=self.instrument.sample_bytes) != before:
@@ -321,6 +330,14 @@ class StepRecorder:
     @property
     def _now(self) -> float:
         return self._drained_at + self._offset
+
+
+def _owners(calls: Sequence[_Call], rows: int) -> tuple[Int64, Float64]:
+    """For each of at most `rows` steps: the place of its call, and how much of that call is over at its end."""
+    steps = np.array([call.steps for call in calls], np.int64)
+    owner = np.repeat(np.arange(len(calls)), steps)[:rows]
+    passed = np.arange(1, len(owner) + 1) - (np.cumsum(steps) - steps)[owner]
+    return owner, passed / steps[owner]
 
 
 def numbers(logs: Mapping[str, Any]) -> dict[str, float]:

@@ -1,13 +1,18 @@
-"""TensorFlow: rings in variables on the device, written inside the graph, and a branch for sampled steps."""
+"""TensorFlow: rings in variables on the device, written inside the graph, and a second train function for samples.
+
+The function that trains knows no statistics. Steps that are sampled, and those just before them, are run by another,
+traced from the same train step with the statistics in a branch. Where the host cannot choose between the two (several
+steps in one call, XLA) the one with the branch runs every step.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 from tensorflow.core.framework import attr_value_pb2
@@ -32,6 +37,18 @@ CAPACITY = 1024
 """Rows of the step ring: well above what runs between two drains (0.1 s); at least four calls' worth."""
 MAX_SAMPLE_BYTES = 8 << 20
 """Device memory the ring of samples may take."""
+_RANDOM_STATE = {
+    "Multinomial",
+    "ParameterizedTruncatedNormal",
+    "RandomGamma",
+    "RandomPoissonV2",
+    "RandomShuffle",
+    "RandomStandardNormal",
+    "RandomUniform",
+    "RandomUniformInt",
+    "TruncatedNormal",
+}
+"""Operations that each keep a random state of their own."""
 SLOTS = 64
 """Samples the ring holds, where they fit and a call of the train function makes no more."""
 
@@ -57,6 +74,11 @@ class Driver:
         """(index, sign, step): what the optimizer adds to (1) or subtracts from (-1) each variable."""
         self._updating = False
         """While an optimizer is applied; with replicas, parts of that are traced in threads of their own."""
+        self._host_chooses = self._steps_per_call == 1 and not self.compiled
+        """Whether sampled steps are run by a function of their own."""
+        self._sampling = bool(probe.schedule.every)
+        """Whether the function that is called now, and perhaps traced, takes statistics."""
+        self._built = False
 
     # ── Life ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -82,19 +104,26 @@ class Driver:
         """Takes the hooks off."""
         self._hooks.remove()
 
-    def making_train_function(self) -> AbstractContextManager[None]:
-        """It takes the hooked train step by itself."""
-        return nullcontext()
+    @contextlib.contextmanager
+    def making_train_function(self) -> Iterator[None]:
+        """Keras makes two functions of the hooked train step then."""
+        hooks = InstanceHooks()
+        hooks.wrap(self._probe.model, "_make_function", self._wrap_make_function)
+        try:
+            yield
+        finally:
+            hooks.remove()
 
     def take_call_steps(self) -> int:
         """Only the graph knows."""
         return 1
 
     def set_interval(self, every: int) -> None:
-        """Read by the graph at its next step."""
+        """Read by the host or the graph at its next step."""
         self._probe.schedule.every = every
-        for rings in self._rings:
-            rings.set_interval(every)
+        if not self._host_chooses:
+            for rings in self._rings:
+                rings.set_interval(every)
 
     def take_sample_costs(self) -> list[float]:
         """They are told from the durations of whole steps."""
@@ -134,6 +163,59 @@ class Driver:
         slots = self._rings[0].slots if self._rings else SLOTS
         return min(self._capacity, slots * max(1, self._probe.schedule.every))
 
+    # ── Around the train function ───────────────────────────────────────────────────────────────────
+
+    def _wrap_make_function(self, make_function: Callable[..., Any]) -> Callable[..., Any]:
+        def measured_make_function(step_function: Any) -> Any:
+            sampling = make_function(step_function)
+            if not (self._host_chooses and self._probe.schedule.every):
+                return self._building_first(sampling)
+            return self._building_first(self._choosing(sampling, make_function(step_function)))
+
+        return measured_make_function
+
+    def _choosing(self, sampling: Callable[[Any], Any], plain: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """Runs the function that takes statistics where they are due, or due next: the step before is compared."""
+        schedule = self._probe.schedule
+
+        def train(iterator: Any) -> Any:
+            due = schedule.due
+            self._sampling = due or schedule.due_next or not self._host_chooses
+            if self._sampling and self._host_chooses:
+                for rings in self._rings:
+                    rings.sample_in(0 if due else 1)
+            logs = (sampling if self._sampling else plain)(iterator)
+            schedule.advance()
+            return logs
+
+        return train
+
+    def _building_first(self, train: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """Has Keras make its metrics' and the optimizer's variables before the first trace.
+
+        A trace in which variables are made is thrown away, and the step, statistics and all, traced once more.
+        """
+
+        def build_and_train(iterator: Any) -> Any:
+            if not self._built:
+                self._built = True
+                self._build(iterator)
+            return train(iterator)
+
+        return build_and_train
+
+    def _build(self, iterator: Any) -> None:
+        model = self._probe.model
+        parts = tf.nest.flatten(getattr(iterator, "element_spec", None))
+        if not model.built or not all(isinstance(part, tf.TensorSpec) for part in parts):
+            return
+        if type(model).train_step is not keras.Model.train_step:
+            return  # what it needs of the compiled metrics, if anything, is not known
+        try:
+            model._symbolic_build(data_batch=iterator.element_spec)
+        except Exception:  # noqa: BLE001, S110 (it will fail again, where the user can see it, or is not needed)
+            pass
+
     # ── Inside the trace ────────────────────────────────────────────────────────────────────────────
 
     def _wrap_train_step(self, train_step: Callable[..., Any]) -> Callable[..., Any]:
@@ -166,7 +248,8 @@ class Driver:
                 )
                 step.reduced = dict(zip(indices, reduced, strict=True))
             row = probe.row(step, logs)
-            rings.write_row(row, after=[self._sample(step, rings)] if probe.schedule.every else [])
+            sampled = [self._sample(step, rings)] if self._sampling else []
+            rings.write_row(row, after=sampled)
 
     def _sample(self, step: CapturedStep, rings: _Rings) -> Tensor:
         probe = self._probe
@@ -192,6 +275,12 @@ class Driver:
             if not self.compiled:
                 sketch()
 
+        if self._host_chooses and _has_random_state():
+            self._host_chooses = False  # each of two functions would go on from its own, and draws would repeat
+        if self._host_chooses:
+            sampling_due = when(rings.due(), sampled)
+            sketch()
+            return sampling_due
         with tf.control_dependencies(aside):
             return when(rings.due_or_due_next(), near)
 
@@ -431,6 +520,10 @@ class _Rings:
         if soon < self._next.read_value():
             self._next.assign(soon)
 
+    def sample_in(self, steps: int) -> None:
+        """From the host: that the step after so many is sampled next."""
+        self._next.assign(self._count.read_value() + steps)
+
     def due(self) -> Tensor:
         """Whether the step under way is sampled, a boolean scalar."""
         return self._count >= self._next
@@ -539,6 +632,14 @@ def _set_row(buffer: ResourceVariable, row: Tensor, values: Tensor) -> list[Any]
     """
     written = tf.raw_ops.ResourceScatterUpdate(resource=buffer.handle, indices=row, updates=values)
     return [] if written is None else [written]
+
+
+def _has_random_state() -> bool:
+    """Whether the graph being built draws random numbers as TensorFlow 1 did; Keras keeps its seeds in variables."""
+    if tf.executing_eagerly():
+        return False
+    operations = tf.compat.v1.get_default_graph().get_operations()
+    return any(operation.type in _RANDOM_STATE for operation in operations)
 
 
 def when(condition: Tensor, body: Callable[[], None]) -> Tensor:
