@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import statistics
 from collections import deque
 
@@ -10,8 +11,11 @@ MOST_SAMPLES_PER_S = 5.0
 """More would tell nothing that fewer do not, and would grow the recording."""
 MOST_BYTES_PER_S = 32_768.0
 """Of samples, in the long run."""
-SAMPLES_PER_DECADE = 20_000
-"""A long run is sampled more and more rarely, so that a recording of any length holds some 10⁵ samples at most."""
+MOST_SAMPLES_UNTIL = 20_000
+"""At step n the interval is at least n over this: each tenfold in length adds some 5·10⁴ samples to a recording."""
+LEAST_FOR_SAMPLES = 0.25
+"""Of the share. Where everything else uses up the budget, statistics still come, if rarely: without them a diagnosis
+has little to go by."""
 FIRST_INTERVAL = 100
 """Steps between two sampled ones until their cost is known."""
 LONGEST_INTERVAL = 100_000
@@ -44,12 +48,22 @@ class Budget:
         self.hooks = 0.0
         """Seconds per call spent in the callback's hooks, lately."""
         self._hook_samples: deque[float] = deque(maxlen=_MEMORY)
+        self.sender = 0.0
+        """CPU seconds per second that the sender's thread takes, lately."""
+        self._sender_samples: deque[float] = deque(maxlen=_MEMORY)
+        self._cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
     def note_hooks(self, seconds: float, calls: int) -> None:
         """Time spent in hooks around some calls of the train function."""
         if calls:
             self._hook_samples.append(seconds / calls)
             self.hooks = statistics.fmean(self._hook_samples)
+
+    def note_sender(self, cpu_seconds: float, seconds: float) -> None:
+        """CPU time the sender's thread took within a while."""
+        if seconds > 0:
+            self._sender_samples.append(cpu_seconds / seconds)
+            self.sender = statistics.fmean(self._sender_samples)
 
     def note_call(self, duration: float, steps: int, samples: int) -> None:
         """One call of the train function: seconds, and how many of its steps were sampled."""
@@ -102,7 +116,11 @@ class Budget:
 
     @property
     def overhead(self) -> float:
-        """Share of the training's time that hooks and sampling take, 0 to 1. NaN: not known yet."""
+        """Share of the training's time that watching takes, 0 to 1. NaN: not known yet.
+
+        Hooks and sampling hold the training up; the sender's thread takes its share of the machine's CPUs from it, as
+        if the training could use them all.
+        """
         step = self.step_seconds
         if not step or math.isnan(step):
             return math.nan
@@ -110,7 +128,7 @@ class Budget:
         per_step = self.hooks / self._steps_per_call + (0.0 if math.isnan(sampling) else sampling) / max(
             1, self.every
         )
-        return per_step / (step + per_step)
+        return per_step / (step + per_step) + self.sender / self._cpus
 
     def choose(self, *, steps: int, sample_bytes: int) -> int:
         """The interval that keeps inside the budget; the present one as long as too little is known.
@@ -122,10 +140,10 @@ class Budget:
         step, sampling = self.step_seconds, self.sampling
         if self.share is None or not self.every or math.isnan(step) or math.isnan(sampling) or step <= 0:
             return self.every
-        left = self.share * step - self.hooks / self._steps_per_call
-        affordable = LONGEST_INTERVAL if left <= 0 else math.ceil(sampling / left)
+        left = (self.share - self.sender / self._cpus) * step - self.hooks / self._steps_per_call
+        affordable = math.ceil(sampling / max(left, LEAST_FOR_SAMPLES * self.share * step))
         seconds = max(1.0 / MOST_SAMPLES_PER_S, sample_bytes / MOST_BYTES_PER_S)
-        wanted = max(1, affordable, math.ceil(seconds / step), steps // SAMPLES_PER_DECADE)
+        wanted = max(1, affordable, math.ceil(seconds / step), steps // MOST_SAMPLES_UNTIL)
         # What is measured scatters; a new interval is worth it only where it makes a difference, and by degrees.
         if not 0.75 * self.every <= wanted <= 1.33 * self.every:
             self.every = min(LONGEST_INTERVAL, max(self.every // 4, min(wanted, 4 * self.every), 1))

@@ -49,7 +49,7 @@ QUEUE_BYTES = 64 << 20
 """How much may wait for a slow disk before steps are dropped."""
 _IMPORTANT_BYTES = 4 << 20
 """Room beyond it for everything that is not columns of numbers: replies, epochs, the end."""
-_DRAIN_S = 0.09
+_DRAIN_S = 0.12
 """How often the queue is emptied. Every wake-up takes a core and the interpreter's lock away from the training for
 a tenth of a millisecond or more, so steps wait for this one; what `_URGENT` lists does not."""
 _URGENT = (Reply, StateChanged, Problem, RunEnded)
@@ -68,7 +68,7 @@ class Link:
 
     Whatever cannot be had (a full disk, a busy port, a missing permission) is warned of once, told as a
     Problem, and done without. `bind` may be anything that `check_bind` accepts. `on_tick` is called from the
-    thread at least ten times a second. `resources` is read there about once a second: its numbers are recorded too.
+    thread at least eight times a second. `resources` is read there about once a second: its numbers are recorded too.
     """
 
     def __init__(
@@ -93,6 +93,8 @@ class Link:
         self._step = 0
         self._ended = False
         self._commands: list[Command] = []
+        self.commands_waiting = False
+        """Whether there is a command to take."""
         self._command_came = threading.Event()
         self._closing = threading.Event()
         self._bell = Bell()
@@ -134,13 +136,9 @@ class Link:
             return []
         with self._lock:
             taken, self._commands = self._commands, []
+            self.commands_waiting = False
             self._command_came.clear()
         return taken
-
-    @property
-    def commands_waiting(self) -> bool:
-        """Whether there is a command to take."""
-        return bool(self._commands)
 
     @property
     def listening(self) -> bool:
@@ -413,6 +411,7 @@ class Link:
             return
         with self._lock:
             self._commands.append(command)
+            self.commands_waiting = True
             self._command_came.set()
 
     def _trouble(self, what: str) -> None:

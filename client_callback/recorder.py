@@ -34,7 +34,7 @@ from client_callback.wire.protocol import (
     steps_event,
 )
 
-DRAIN_INTERVAL_S = 0.08
+DRAIN_INTERVAL_S = 0.1
 """What a killed process loses at most, together with the link's own delay. Shorter costs more."""
 OVERHEAD_INTERVAL_S = 1.0
 """How often the cost of watching is judged."""
@@ -91,6 +91,7 @@ class StepRecorder:
         """Spent in the callback's hooks; added to by whoever has them."""
         self._judged_hook_seconds = 0.0
         self._calls_drained = self._judged_calls = 0
+        self._sender_cpu = self._judged_sender_cpu = 0.0
         self.instrument: Instrument | None = None
         """`None`: only logged values are recorded."""
         self.own_values = False
@@ -128,6 +129,7 @@ class StepRecorder:
 
     def tick(self) -> None:
         """Called from the sender's thread, often: sends the steps that are complete."""
+        self._sender_cpu = time.thread_time()
         if self._calls and time.perf_counter() - self._drained_at >= DRAIN_INTERVAL_S:
             with self.lock:
                 self._drain(everything=False)
@@ -304,7 +306,8 @@ class StepRecorder:
         if self._drained_at - self._judged_at < OVERHEAD_INTERVAL_S or self.instrument is None:
             return
         budget = self._budget
-        self._judged_at = self._drained_at
+        budget.note_sender(self._sender_cpu - self._judged_sender_cpu, self._drained_at - self._judged_at)
+        self._judged_at, self._judged_sender_cpu = self._drained_at, self._sender_cpu
         seconds, calls = self.hook_seconds, self._calls_drained
         budget.note_hooks(seconds - self._judged_hook_seconds, calls - self._judged_calls)
         self._judged_hook_seconds, self._judged_calls = seconds, calls
@@ -322,6 +325,7 @@ class StepRecorder:
                     share=budget.overhead,
                     hooks=budget.hooks,
                     sampling=budget.sampling,
+                    sender=budget.sender,
                     every=budget.every,
                     budget=budget.share,
                 )

@@ -269,10 +269,15 @@ class Run:
 
     def before_batch(self) -> None:
         """Carries out the commands that arrived; holds here while paused."""
-        if self._clock.fetched_between:
-            self._clock.batch_begins()
-        if self._link is None or self._link.commands_waiting or self.paused or not self._measuring:
+        begin = time.perf_counter()
+        clock, link, instrument = self._clock, self._link, self._instrument
+        if clock.fetched_between:
+            clock.batch_begins()
+        measuring = instrument is not None and instrument.measuring
+        if link is None or link.commands_waiting or self.paused or not measuring:
             self._obey()
+        else:
+            self._recorder.hook_seconds += time.perf_counter() - begin
 
     @_harmless
     def _obey(self) -> None:
@@ -302,12 +307,17 @@ class Run:
 
         `logs` and `steps` count only where nothing is measured inside the step.
         """
-        if self.closed or self._retracing or not self._measuring:
+        begin = time.perf_counter()
+        clock, recorder, instrument = self._clock, self._recorder, self._instrument
+        measuring = instrument is not None and instrument.measuring
+        if self.closed or self._retracing or not measuring:
             self._end_logged_call(logs, steps)
-        elif self._recorder.count_measured(self._clock.last, steps):
+        elif recorder.count_measured(clock.last, steps):
             self._drain()
-        if self._clock.fetched_between:
-            self._clock.batch_ends()
+        else:
+            recorder.hook_seconds += time.perf_counter() - begin
+        if clock.fetched_between:
+            clock.batch_ends()
 
     @_harmless
     def _end_logged_call(self, logs: Mapping[str, Any] | None, steps: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 
 import keras
 import pytest
@@ -44,8 +45,19 @@ def test_large_samples_and_long_runs_are_sampled_more_rarely():
     assert settled(measured(0.5, step=0.1, sample=1e-5), steps=20_000_000) == pytest.approx(1000, rel=0.34)
 
 
-def test_hooks_that_use_up_the_budget_leave_next_to_no_samples():
-    assert settled(measured(0.001, step=0.001, sample=0.001, hooks=5e-6)) > 10_000
+def test_hooks_that_use_up_the_budget_leave_a_quarter_of_it_for_samples():
+    budget = measured(0.001, step=0.001, sample=0.001, hooks=5e-6)
+    assert settled(budget) == pytest.approx(0.001 / (0.25 * 1e-6), rel=0.34)
+    assert budget.overhead == pytest.approx(5.25e-3, rel=0.05)
+
+
+def test_what_the_sender_takes_of_the_machine_is_not_there_for_samples():
+    budget = measured(0.01, step=0.01, sample=0.004)
+    alone = settled(budget)
+    cpus = len(os.sched_getaffinity(0))
+    budget.note_sender(0.005 * cpus, 1.0)
+    assert settled(budget) == pytest.approx(2 * alone, rel=0.34)
+    assert budget.overhead == pytest.approx(0.01, rel=0.35)
 
 
 def test_a_fixed_interval_stays_and_its_cost_is_told():

@@ -278,7 +278,7 @@ run = description()
 link = Link(run)
 link.send(started(run))
 print(link.recording, flush=True)
-resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000))
+resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     for i in range(600):

@@ -61,6 +61,8 @@ class Instrument:
         self._drain = drain
         self._lock = lock
         self._probe: Probe | None = None
+        self.measuring = False
+        """Whether values come from inside the step. If not, only what Keras logs can be recorded."""
         self._before = 0
         self._hooks = InstanceHooks()
         self._original: Any = None
@@ -107,11 +109,6 @@ class Instrument:
             if was_measuring:
                 self._attach()
             self._make_train_function()
-
-    @property
-    def measuring(self) -> bool:
-        """Whether values come from inside the step. If not, only what Keras logs can be recorded."""
-        return self._probe is not None
 
     @property
     def steps(self) -> int:
@@ -171,6 +168,7 @@ class Instrument:
                 clock=self._clock,
                 on_problem=self._on_problem,
             )
+            self.measuring = True
             self._probe.install()
         except Exception as error:  # noqa: BLE001 (measuring must never stop a training)
             self._give_up(error)
@@ -183,6 +181,7 @@ class Instrument:
 
     def _detach(self) -> None:
         self._unhook()
+        self.measuring = False
         if self._probe is not None:
             self._before += self._probe.steps
             self._probe = None

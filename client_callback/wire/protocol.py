@@ -209,13 +209,15 @@ class Overhead(Event, frozen=True, kw_only=True, tag="overhead"):
     """What watching costs the training, measured over the last while."""
 
     share: float
-    """Of the time training takes, 0 to 1: hooks and sampling together."""
+    """Of the time training takes, 0 to 1: hooks, sampling and the sender's thread together."""
     hooks: float
     """Seconds per call of the train function spent in the callback's hooks."""
     sampling: float
     """Seconds that a sampled step takes longer than another. NaN: not known yet."""
     every: Count
     """Steps between two sampled ones from now on. 0: none are sampled."""
+    sender: float = 0.0
+    """CPU seconds per second that the sender's thread takes."""
     budget: float | None = None
     """The share that may be spent. `None`: `every` was fixed by the user."""
 
