@@ -69,6 +69,10 @@ def some_gradient(*shape, dtype="float32"):
 # ── Gradients ───────────────────────────────────────────────────────────────────────────────────────
 
 
+def of_gradients(*gradients):
+    return ops.stack(statistics.gradient_statistics(gradients))
+
+
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_a_gradients_four_numbers_and_norm_equal_numpys(dtype):
     tensor, values = some_gradient(37, 11, dtype=dtype)
@@ -80,9 +84,19 @@ def test_a_gradients_four_numbers_and_norm_equal_numpys(dtype):
         0,
     ]
     check(
-        lambda g: ops.stack([statistics.norm(g), *statistics.gradient_statistics(g, 500)]),
+        lambda g: ops.concatenate([statistics.norm(g)[None], of_gradients((g, 500))[:, 0]]),
         tensor,
         expected=expected,
+    )
+
+
+def test_several_gradients_are_described_at_once():
+    first, second = some_gradient(5, 7)[0], some_gradient(3)[0]
+    check(
+        lambda a, b: of_gradients((a, 35), (b, 3)),
+        first,
+        second,
+        expected=np.concatenate([of_gradients((first, 35)), of_gradients((second, 3))], axis=1),
     )
 
 
@@ -91,7 +105,7 @@ def test_mean_and_largest_entry_say_that_one_is_not_finite(bad, counted):
     values = np.array([*bad, 1.0, 0.0, 2.0], np.float32)
     end = np.nan if np.isnan(bad).any() else np.inf
     check(
-        lambda g: ops.stack(statistics.gradient_statistics(g, values.size)),
+        lambda g: of_gradients((g, values.size))[:, 0],
         values,
         expected=[end, end, 1 / values.size, counted],
     )
@@ -100,8 +114,8 @@ def test_mean_and_largest_entry_say_that_one_is_not_finite(bad, counted):
 def test_non_finite_gradient_entries_are_counted_one_by_one_in_a_large_gradient():
     values = np.ones(2**24 + 3, np.float32)
     values[[5, 77, -1]] = np.nan, np.inf, -np.inf
-    counted = statistics.gradient_statistics(ops.convert_to_tensor(values), values.size)[3]
-    assert float(counted) == 3
+    counted = of_gradients((ops.convert_to_tensor(values), values.size))[3]
+    assert float(counted[0]) == 3
 
 
 @pytest.mark.parametrize("dtype", FLOATS)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from client_callback.instrument import statistics
@@ -82,7 +83,7 @@ class GradientTables:
         unreached = [label for index, label in enumerate(self._labels) if index not in gradients]
         if unreached:
             self._miss(f"no gradient reaches {shortened(unreached)}; it counts as 0")
-        norms = dict(zip(gradients, self._driver.squared_norms(list(gradients.values())), strict=True))
+        norms = self._driver.squared_norms(list(gradients.values()))
         made = [*self._of_variables(step, gradients, norms), *self._pair(step, previous)]
         made += self._dead_units(gradients)
         if histograms:
@@ -93,13 +94,13 @@ class GradientTables:
         """Evenly spaced entries of the largest gradients, float32[m]; the same ones in every step."""
         gradients = usable_gradients(step, self._driver)
         dense = [index for index, gradient in gradients.items() if _dense(gradient)]
-        parts = [
-            ops.cast(ops.reshape(gradients[index], (-1,))[::stride], "float32")
-            for index, stride in self._strides(dense).items()
-        ]
+        parts = []
+        for index, stride in self._strides(dense).items():
+            flat = ops.reshape(gradients[index], (-1,))
+            parts.append(ops.cast(flat if stride == 1 else flat[::stride], "float32"))
         if not parts:
             return None
-        return ops.concatenate(parts) / gradient_scale(step)
+        return _divided(ops.concatenate(parts), gradient_scale(step))
 
     @property
     def sketch_length(self) -> int:
@@ -118,23 +119,27 @@ class GradientTables:
             if sizes[index]
         }
 
-    def _of_variables(
-        self, step: CapturedStep, gradients: dict[int, Tensor], norms: dict[int, Tensor]
-    ) -> list[Table]:
+    def _of_variables(self, step: CapturedStep, gradients: dict[int, Tensor], norms: Tensor) -> list[Table]:
         scale = gradient_scale(step)
+        places = list(gradients)
 
-        def row(index: int) -> Any:
-            if index not in gradients:
-                return NO_GRADIENT
-            values, size = self._driver.entries(gradients[index])
-            mean, largest, zeros, non_finite = statistics.gradient_statistics(values, size)
-            return [ops.sqrt(norms[index]) / scale, mean / scale, largest / scale, zeros, non_finite]
-
-        rows = functools.cache(lambda: [row(index) for index in range(len(self._labels))])
+        def columns() -> list[Tensor]:
+            entries = [self._driver.entries(gradient) for gradient in gradients.values()]
+            mean, largest, zeros, non_finite = statistics.gradient_statistics(entries)
+            scaled = [_divided(column, scale) for column in (ops.sqrt(norms), mean, largest)]
+            return [*scaled, zeros, non_finite]
 
         def column(position: int) -> Tensor:
-            return ops.stack([ops.convert_to_tensor(row[position], "float32") for row in rows()])
+            found = cached()[position]
+            if len(places) == len(self._labels):
+                return found
+            rows = [
+                places.index(row) if row in gradients else len(places) for row in range(len(self._labels))
+            ]
+            padded = ops.concatenate([found, ops.convert_to_tensor([NO_GRADIENT[position]], "float32")])
+            return ops.take(padded, ops.convert_to_tensor(np.array(rows, np.int32)))
 
+        cached = functools.cache(columns)
         made = [
             Table(self._variable_statistic(name, doc), functools.partial(column, position))
             for position, (name, doc) in enumerate(GRADIENT_STATISTICS)
@@ -146,7 +151,7 @@ class GradientTables:
     def weight_tables(self, step: CapturedStep) -> list[Table]:
         """Of the weights after the step, and of how far it moved them."""
         weights = step.weights or [ops.convert_to_tensor(variable) for variable in self._variables]
-        norms = functools.cache(lambda: ops.sqrt(ops.stack(self._driver.squared_norms(weights))))
+        norms = functools.cache(lambda: ops.sqrt(self._driver.squared_norms(weights)))
         made = [Table(self._variable_statistic("weight_norm", "‖w‖ after the step"), norms)]
         if step.update_norms is not None:
             doc = "‖Δw‖ / ‖w‖ of the step; about 1e-3 is often healthy. NaN where the weights are 0"
@@ -250,6 +255,11 @@ def shortened(names: list[str], most: int = 10) -> str:
     """A list for people to read."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def _divided(values: Tensor, scale: Tensor | float) -> Tensor:
+    """Without an operation where there is nothing to do."""
+    return values if isinstance(scale, float) and scale == 1.0 else values / scale
 
 
 def _unit_variables(layer: DescribedLayer, variables: list[Any], indices: list[int]) -> list[int]:

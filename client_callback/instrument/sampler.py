@@ -125,8 +125,8 @@ class Sampler:
             if name in self._broken:
                 continue
             try:
-                value = ops.cast(table.compute(), "float32")
-                parts[name] = ops.reshape(value, (table.statistic.width,))
+                value, shape = ops.cast(table.compute(), "float32"), (table.statistic.width,)
+                parts[name] = value if tuple(value.shape) == shape else ops.reshape(value, shape)
             except Exception as error:  # noqa: BLE001 (a statistic must never stop a training)
                 self._broken.add(name)
                 self.miss(f"{name}: {type(error).__name__}: {error}")

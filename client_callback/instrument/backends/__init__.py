@@ -82,8 +82,8 @@ class Driver(Protocol):
     def norm(self, tensors: list[Tensor]) -> Tensor:
         """√ΣΣv² over all of them, a float32 scalar. At least one."""
 
-    def squared_norms(self, tensors: list[Tensor]) -> list[Tensor]:
-        """Σv² of each, float32 scalars."""
+    def squared_norms(self, tensors: list[Tensor]) -> Tensor:
+        """Σv² of each, float32[tensors]. At least one."""
 
     def entries(self, gradient: Tensor) -> tuple[Tensor, int]:
         """A gradient's entries and how many the whole has; of a sparse one, each row that is present once."""

@@ -222,11 +222,7 @@ class Driver:
             step.weights = list(new_state[0])
             pairs = list(zip(new_state[0], state[0], strict=True))
             step.update_norms = lambda: jnp.sqrt(
-                jnp.stack(
-                    self.squared_norms(
-                        [new.astype(jnp.float32) - old.astype(jnp.float32) for new, old in pairs]
-                    )
-                )
+                self.squared_norms([new.astype(jnp.float32) - old.astype(jnp.float32) for new, old in pairs])
             )
 
     def _note_parts(self, step: CapturedStep, state: Any, data: Any) -> None:
@@ -253,7 +249,7 @@ class Driver:
                 (_, aux), gradients = gradient(
                     *state_before, x, y, weight, training=True, optimizer_variables=optimizer_variables
                 )
-            norm = jnp.sqrt(sum(self.squared_norms(gradients)))
+            norm = self.norm(gradients)
             rows.append(jnp.stack([aux[0].astype(jnp.float32), norm / gradient_scale(step)]))
         step.parts = jnp.stack(rows)
 
@@ -334,15 +330,19 @@ class Driver:
 
     def norm(self, tensors: list[Tensor]) -> Tensor:
         """Fused with what computes them."""
-        return jnp.sqrt(sum(self.squared_norms(tensors)))
+        return jnp.sqrt(sum(_squared_norm(tensor) for tensor in tensors))
 
-    def squared_norms(self, tensors: list[Tensor]) -> list[Tensor]:
+    def squared_norms(self, tensors: list[Tensor]) -> Tensor:
         """Fused with what computes them."""
-        return [jnp.sum(jnp.square(tensor.astype(jnp.float32))) for tensor in tensors]
+        return jnp.stack([_squared_norm(tensor) for tensor in tensors])
 
     def entries(self, gradient: Tensor) -> tuple[Tensor, int]:
         """Gradients are dense."""
         return gradient, int(np.prod(gradient.shape))
+
+
+def _squared_norm(tensor: Tensor) -> Tensor:
+    return jnp.sum(jnp.square(tensor.astype(jnp.float32)))
 
 
 def _data_parallel_parts() -> int:

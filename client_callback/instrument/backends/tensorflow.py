@@ -18,7 +18,6 @@ import tensorflow as tf
 from tensorflow.core.framework import attr_value_pb2
 from tensorflow.python.ops.resource_variable_ops import ResourceVariable
 
-from client_callback.instrument import statistics
 from client_callback.instrument.backends import Waiting
 from client_callback.instrument.capture import CapturedStep, current_rate, innermost
 from client_callback.instrument.hooks import InstanceHooks
@@ -418,10 +417,11 @@ class Driver:
         for index, sign, value in moves:
             by_variable.setdefault(index, []).append((sign, value))
         count = len(self._probe.variables)
-        return tf.stack([self._update_norm(index, by_variable.get(index, [])) for index in range(count)])
+        halves = [self._half_square_of_update(index, by_variable.get(index, [])) for index in range(count)]
+        return tf.sqrt(2.0 * tf.stack(halves))
 
-    def _update_norm(self, index: int, moves: list[tuple[int, Tensor]]) -> Tensor:
-        """‖Δw‖ of one variable, without a copy of it.
+    def _half_square_of_update(self, index: int, moves: list[tuple[int, Tensor]]) -> Tensor:
+        """‖Δw‖² / 2 of one variable, without a copy of it.
 
         Decoupled weight decay takes c·w first (c = learning rate × weight decay), then the optimizer adds its
         step s: w′ = (1 − c)·w + s. So Δw = w′ − w = (s − c·w′) / (1 − c).
@@ -430,12 +430,12 @@ class Driver:
             return tf.constant(0.0)
         decay = self._decay(index)
         if decay is None and len(moves) == 1:
-            return tf.sqrt(self.squared_norms([moves[0][1]])[0])
+            return self._half_squares([moves[0][1]])[0]
         total = sum(sign * tf.cast(tf.convert_to_tensor(value), tf.float32) for sign, value in moves)
         if decay is not None:
             weights = tf.cast(tf.convert_to_tensor(self._probe.variables[index]), tf.float32)
             total = (total - decay * weights) / (1.0 - decay)
-        return statistics.norm(total)
+        return tf.nn.l2_loss(total)
 
     def _decay(self, index: int) -> Tensor | None:
         optimizer = innermost(self._probe.model.optimizer)
@@ -461,12 +461,15 @@ class Driver:
 
     def norm(self, tensors: list[Tensor]) -> Tensor:
         """As few operations as there are: each costs a step as much as it takes to start it."""
-        halves = [tf.nn.l2_loss(tf.cast(self.entries(tensor)[0], tf.float32)) for tensor in tensors]
+        halves = self._half_squares(tensors)
         return tf.sqrt(2.0 * (tf.add_n(halves) if len(halves) > 1 else halves[0]))
 
-    def squared_norms(self, tensors: list[Tensor]) -> list[Tensor]:
+    def squared_norms(self, tensors: list[Tensor]) -> Tensor:
         """One fused kernel each."""
-        return [2.0 * tf.nn.l2_loss(tf.cast(self.entries(tensor)[0], tf.float32)) for tensor in tensors]
+        return 2.0 * tf.stack(self._half_squares(tensors))
+
+    def _half_squares(self, tensors: list[Tensor]) -> list[Tensor]:
+        return [tf.nn.l2_loss(tf.cast(self.entries(tensor)[0], tf.float32)) for tensor in tensors]
 
     def entries(self, gradient: Tensor) -> tuple[Tensor, int]:
         """Rows of `IndexedSlices` may repeat and then add up.

@@ -122,7 +122,7 @@ class Driver:
             def moved() -> Tensor:
                 # In place: the copies are of no further use.
                 torch._foreach_sub_(before, [variable.value.detach() for variable in probe.variables])
-                return torch.stack([norm.float() for norm in torch._foreach_norm(before)])
+                return _norms(before)
 
             probe.safely(note)
             result = apply(grads, *args, **kwargs)
@@ -141,18 +141,21 @@ class Driver:
 
     def norm(self, tensors: list[Tensor]) -> Tensor:
         """One kernel for all of them, one for their sum."""
-        return torch.linalg.vector_norm(torch.stack([norm.float() for norm in torch._foreach_norm(tensors)]))
+        return torch.linalg.vector_norm(_norms(tensors))
 
-    def squared_norms(self, tensors: list[Tensor]) -> list[Tensor]:
+    def squared_norms(self, tensors: list[Tensor]) -> Tensor:
         """One kernel for all of them."""
-        return [
-            norm.float().square() for norm in torch._foreach_norm([tensor.detach() for tensor in tensors])
-        ]
+        return _norms(tensors).square()
 
     def entries(self, gradient: Tensor) -> tuple[Tensor, int]:
         """A sparse gradient's rows, each once."""
         size = int(np.prod(gradient.shape))
         return (gradient.coalesce().values() if gradient.is_sparse else gradient), size
+
+
+def _norms(tensors: list[Tensor]) -> Tensor:
+    norms = torch._foreach_norm([tensor.detach() for tensor in tensors])
+    return torch.stack([norm.float() for norm in norms])
 
 
 def _scalar(value: Any) -> Tensor:

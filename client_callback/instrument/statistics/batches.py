@@ -15,6 +15,7 @@ from client_callback.instrument.statistics.tensors import (
     example_size,
     first_examples,
     is_float,
+    limits,
     moments,
 )
 
@@ -36,16 +37,11 @@ def input_statistics(values: Tensor) -> Tensor:
     Returns:
         float32[5]. Standard deviation with divisor n. Without any finite entry the first four are NaN.
     """
-    of_all = moments(ops.reshape(values, (-1,)))
-    return ops.stack(
-        [
-            of_all.total / of_all.number,
-            ops.sqrt(of_all.squares / of_all.number),
-            of_all.low,
-            of_all.high,
-            of_all.skipped,
-        ]
-    )
+    flat = ops.reshape(values, (-1,))
+    of_all = moments(flat)
+    low, high = limits(flat)
+    spread = ops.sqrt(of_all.squares / of_all.number)
+    return ops.stack([of_all.total / of_all.number, spread, low, high, of_all.skipped])
 
 
 def feature_statistics(values: Tensor) -> Tensor:
@@ -68,10 +64,12 @@ def feature_statistics(values: Tensor) -> Tensor:
         raise ValueError(
             f"the number of features is not known in advance: the shape is {tuple(values.shape)}"
         )
-    of = moments(ops.reshape(first_examples(values), (-1, features)))
+    rows = ops.reshape(first_examples(values), (-1, features))
+    of = moments(rows)
+    low, high = limits(rows)
     width = _group_width(features)
     if width == 1:
-        number, total, squares, low, high, skipped = of
+        number, total, squares, skipped = of
         mean = total / number
     else:
         number, total, skipped = (
@@ -83,8 +81,8 @@ def feature_statistics(values: Tensor) -> Tensor:
         apart = ops.where(some, of.total / of.number - ops.repeat(mean, width)[:features], 0.0)
         moved = ops.where(some, of.squares, 0.0) + of.number * ops.square(apart)
         squares = _grouped(moved, width, 0.0, ops.sum)
-        low = _grouped(ops.where(some, of.low, float("inf")), width, float("inf"), ops.min)
-        high = _grouped(ops.where(some, of.high, float("-inf")), width, float("-inf"), ops.max)
+        low = _grouped(ops.where(some, low, float("inf")), width, float("inf"), ops.min)
+        high = _grouped(ops.where(some, high, float("-inf")), width, float("-inf"), ops.max)
         low, high = (ops.where(number > 0, end, float("nan")) for end in (low, high))
     return ops.stack([mean, ops.sqrt(squares / number), low, high, skipped], axis=-1)
 
@@ -121,7 +119,7 @@ def batch_fingerprint(inputs: Sequence[Tensor], targets: Sequence[Tensor] = ()) 
     same = ops.cast(ops.equal(of_inputs, of_inputs[:1]), "float32")
     rows = _example_hashes(targets, examples, of_inputs)
     number = ops.shape(rows)[0]
-    hashes = [ops.sum(rows * _words(_multipliers(examples, seed))[:number]) for seed in (1, 2)]
+    hashes = [ops.sum(rows * _first_words(examples, seed, rows, axis=0)) for seed in (1, 2)]
     upper = [ops.cast(ops.right_shift(_mixed(_low(value)), 8), "float32") for value in hashes]
     return ops.stack([*upper, ops.sum(same) / ops.maximum(ops.cast(number, "float32"), 1.0)])
 
@@ -131,8 +129,7 @@ def _example_hashes(arrays: Sequence[Tensor], examples: int, before: Tensor | No
     for values in arrays:
         words = _hashed_words(values, examples)
         spread = ops.bitwise_xor(words, ops.right_shift(words, 16))
-        multipliers = _words(_multipliers(_hashed_entries(values), 0))[: ops.shape(spread)[1]]
-        of_array = _low(ops.sum(spread * multipliers, axis=1))
+        of_array = _low(ops.sum(spread * _first_words(_hashed_entries(values), 0, spread, axis=1), axis=1))
         before = _mixed(of_array if before is None else _low(before + of_array + _words(_GOLDEN)))
     return before
 
@@ -172,6 +169,14 @@ def _multipliers(number: int, seed: int) -> np.ndarray[tuple[int], np.dtype[np.u
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
         words = (words ^ (words >> np.uint32(shift))) * np.uint32(factor)
     return (words ^ (words >> np.uint32(16))) | np.uint32(1)
+
+
+def _first_words(most: int, seed: int, like: Tensor, axis: int) -> Tensor:
+    """As many multipliers as `like` is long along an axis, at most `most`."""
+    length = ops.shape(like)[axis]
+    if isinstance(length, int):
+        return _words(_multipliers(length, seed))
+    return _words(_multipliers(most, seed))[:length]
 
 
 def _words(numbers: int | np.ndarray[tuple[int], np.dtype[np.uint32]]) -> Tensor:

@@ -21,28 +21,36 @@ standard errors), and a large layer costs no more than a small one."""
 PAIR_LABELS = ("cosine", "signal", "noise", "noise_scale")
 
 
-def gradient_statistics(values: Tensor, size: int) -> list[Tensor]:
-    """Four scalars of one variable's gradient g with `size` entries.
+def gradient_statistics(gradients: Sequence[tuple[Tensor, int]]) -> list[Tensor]:
+    """Four numbers of each variable's gradient g.
+
+    What is no reduction is done for all at once: an operation costs more than its work.
 
     Args:
-        values: the gradient, float of any shape; of a sparse gradient, the rows present, each once.
-        size: how many entries the whole gradient has; those not in `values` are zero.
+        gradients: for each variable its gradient, float of any shape (of a sparse gradient, the rows present, each
+            once), and how many entries the whole gradient has; those not present are zero.
 
     Returns:
-        mean |g| = Σ|gᵢ| / size; max |g|; the share of entries that are exactly zero, in [0, 1]; the count of
-        entries that are NaN or infinite. The first two are NaN or infinite when an entry is.
+        float32[gradients] each: mean |g| = Σ|gᵢ| / size; max |g|; the share of entries that are exactly zero, in
+        [0, 1]; the count of entries that are NaN or infinite. The first two are NaN or infinite when an entry is.
     """
-    values = ops.cast(values, "float32")
-    magnitude = ops.abs(values)
-    nonzero = count_true(ops.not_equal(values, 0.0))
-    total = ops.sum(magnitude)
-    return [
-        total / size,
-        # XLA's maximum may pass over a NaN; the sum does not.
-        ops.where(ops.isnan(total), total, ops.max(magnitude, initial=0.0)),
-        1.0 - nonzero / size,
+    totals, largest, nonzero, non_finite = [], [], [], []
+    for gradient, _ in gradients:
+        values = ops.cast(gradient, "float32")
+        magnitude = ops.abs(values)
+        totals.append(ops.sum(magnitude))
+        largest.append(ops.max(magnitude, initial=0.0))
+        nonzero.append(count_true(ops.not_equal(values, 0.0)))
         # Not size − finite: beyond 2²⁴ entries that difference of two rounded counts is not 0.
-        count_true(ops.logical_not(ops.isfinite(values))),
+        non_finite.append(count_true(ops.logical_not(ops.isfinite(values))))
+    sizes = ops.convert_to_tensor(np.array([size for _, size in gradients], np.float32))
+    total = ops.stack(totals)
+    return [
+        total / sizes,
+        # XLA's maximum may pass over a NaN; the sum does not.
+        ops.where(ops.isnan(total), total, ops.stack(largest)),
+        1.0 - ops.stack(nonzero) / sizes,
+        ops.stack(non_finite),
     ]
 
 
@@ -77,7 +85,7 @@ def magnitude_histograms(
     and the counts are scaled to the whole. All gradients are counted at once: an operation costs more than its work.
 
     Args:
-        gradients: values and size of each, as of `gradient_statistics`.
+        gradients: as of `gradient_statistics`.
         scale: what to divide entries by first (a loss scale).
         most: entries of each that are looked at.
 
@@ -89,12 +97,15 @@ def magnitude_histograms(
     parts, places, factors, absent = [], [], [], []
     for row, (values, size) in enumerate(gradients):
         part, looked_at, present = evenly(values, most)
-        part = ops.cast(part, "float32")
-        parts.append(part)
-        places.append(ops.full_like(part, float(row * bins)))
-        present = ops.cast(present, "float32")
-        factors.append(present / ops.maximum(ops.cast(looked_at, "float32"), 1.0))
-        absent.append(size - present)
+        parts.append(ops.cast(part, "float32"))
+        places.append(ops.full_like(parts[-1], float(row * bins)))
+        if isinstance(present, int):
+            factors.append(present / max(looked_at, 1))
+            absent.append(float(size - present))
+        else:
+            present = ops.cast(present, "float32")
+            factors.append(present / ops.maximum(ops.cast(looked_at, "float32"), 1.0))
+            absent.append(size - present)
     entries = ops.concatenate(parts)
     if not (isinstance(scale, float) and scale == 1.0):
         entries = entries / scale
@@ -102,7 +113,14 @@ def magnitude_histograms(
     found = ops.take(ops.convert_to_tensor(_BIN_OF_EXPONENT), exponents) + ops.concatenate(places)
     counts = ops.reshape(occurrences(found, len(parts) * bins), (len(parts), bins))
     of_zero = ops.convert_to_tensor(np.eye(1, bins, dtype=np.float32))
-    return counts * ops.stack(factors)[:, None] + ops.stack(absent)[:, None] * of_zero
+    return counts * _column(factors) + _column(absent) * of_zero
+
+
+def _column(numbers: Sequence[Tensor | float]) -> Tensor:
+    """float32[n, 1]; without an operation where all are known beforehand."""
+    if all(isinstance(number, float) for number in numbers):
+        return ops.convert_to_tensor(np.array(numbers, np.float32)[:, None])
+    return ops.stack([ops.convert_to_tensor(number, "float32") for number in numbers])[:, None]
 
 
 def _bins_of_exponents() -> np.ndarray[tuple[int], np.dtype[np.float32]]:

@@ -61,6 +61,8 @@ def first_examples(values: Tensor, most: int = MAX_INPUT_ELEMENTS) -> Tensor:
     if not tuple(values.shape):
         return values
     size: Any = example_size(values)
+    if size is not None and values.shape[0] is not None and size * values.shape[0] <= most:
+        return values
     if size is None:
         size = math.prod(ops.shape(values)[1:])
     return values[: _at_least_one(most // _at_least_one(size))]
@@ -83,7 +85,12 @@ def evenly(values: Tensor, most: int) -> tuple[Tensor, Any, Any]:
         stride = stride + (1 - stride % 2)
     else:
         stride = coprime_stride(number, most)
-    part = ops.reshape(flat[::stride], (-1,))  # TensorFlow forgets the rank over a stride it does not know
+    if isinstance(stride, int):
+        part = flat if stride == 1 else flat[::stride]
+    else:
+        part = ops.reshape(
+            flat[::stride], (-1,)
+        )  # TensorFlow forgets the rank over a stride it does not know
     return part, ops.shape(part)[0], number
 
 
@@ -102,15 +109,12 @@ class Moments(NamedTuple):
     total: Tensor
     squares: Tensor
     """Σ(x − mean)²."""
-    low: Tensor
-    high: Tensor
-    """NaN, like `low`, where no entry is finite."""
     skipped: Tensor
     """Entries that are NaN or infinite."""
 
 
 def moments(values: Tensor) -> Moments:
-    """Sums, spread and range along the first axis.
+    """Sums and spread along the first axis.
 
     The spread is taken about the mean, in a second pass: E[x²] − E[x]² loses all digits where the mean is large.
     """
@@ -128,13 +132,21 @@ def moments(values: Tensor) -> Moments:
         total = ops.sum(ops.where(finite, values, 0.0), axis=0)
     mean = total / counted
     if not exact:
-        # The mean changes neither the spread nor the range.
-        values = ops.where(finite, values, mean)
-    low, high = ops.min(values, axis=0), ops.max(values, axis=0)
-    if not exact:
-        # XLA's minimum of NaNs is not always one.
-        low, high = (ops.where(counted > 0, end, float("nan")) for end in (low, high))
-    return Moments(counted, total, ops.sum(ops.square(values - mean), axis=0), low, high, skipped)
+        values = ops.where(finite, values, mean)  # which does not change the spread
+    return Moments(counted, total, ops.sum(ops.square(values - mean), axis=0), skipped)
+
+
+def limits(values: Tensor) -> tuple[Tensor, Tensor]:
+    """The smallest and the largest finite entry along the first axis, float32; NaN where there is none."""
+    exact = not is_float(values)
+    values = ops.cast(values, "float32")
+    if exact:
+        return ops.min(values, axis=0), ops.max(values, axis=0)
+    finite = ops.isfinite(values)
+    low = ops.min(ops.where(finite, values, math.inf), axis=0)
+    high = ops.max(ops.where(finite, values, -math.inf), axis=0)
+    some = ops.isfinite(low)
+    return ops.where(some, low, math.nan), ops.where(some, high, math.nan)
 
 
 def _at_least_one(number: Any) -> Any:
