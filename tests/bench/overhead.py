@@ -16,7 +16,7 @@ import numpy as np
 from tests.bench.sizes import SIZES
 from tests.bench.turns import Ratio, Turns, middle, others_share, pooled, ratio, take_turns, trainees
 
-ROUNDS = 16
+ROUNDS = 60
 BARE, MONITOR, TENSORBOARD = "bare", "monitor", "tensorboard"
 NEEDS = {
     BARE: (),

@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     import keras
 
 
+SEGMENTS = 10
+"""In an epoch: what its begin and end cost is a part of training, but most epochs are long."""
+
+
 class Size(NamedTuple):
     """A classifier of ten classes, and how long one segment of its training is."""
 
@@ -21,14 +25,14 @@ class Size(NamedTuple):
     steps: int
 
     def fit(self, callbacks: list[keras.callbacks.Callback]) -> None:
-        """Trains until a callback raises; an epoch is a segment."""
+        """Trains until a callback raises."""
         import keras
 
         keras.utils.set_random_seed(0)
         model = self._model()
         model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
         chance = np.random.default_rng(0)
-        x = chance.normal(size=(self.batch * self.steps, *self.inputs)).astype("float32")
+        x = chance.normal(size=(self.batch * self.steps * SEGMENTS, *self.inputs)).astype("float32")
         y = chance.integers(0, 10, len(x))
         model.fit(x, y, batch_size=self.batch, epochs=10**9, shuffle=False, verbose=0, callbacks=callbacks)
 
@@ -44,6 +48,6 @@ class Size(NamedTuple):
 
 
 SIZES = {
-    "dense": Size((256,), filters=(), units=(512, 256), batch=64, steps=250),
-    "convolutional": Size((28, 28, 1), filters=(16, 32), units=(), batch=32, steps=50),
+    "dense": Size((256,), filters=(), units=(512, 256), batch=64, steps=80),
+    "convolutional": Size((28, 28, 1), filters=(16, 32), units=(), batch=32, steps=40),
 }

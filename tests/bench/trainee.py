@@ -1,8 +1,8 @@
 """One training in a process of its own that goes on by one segment whenever it is told to.
 
 `turns.Trainee` starts it and holds all its processes still while others have their turn, so that nothing of it
-(sender thread, monitor, wandb's service) is paid for by them. A segment is one epoch of one `fit` that never ends:
-the train step is traced once, in the first segment, which is the warm-up.
+(sender thread, monitor, wandb's service) is paid for by them. A segment is a number of steps of one `fit` that never
+ends: the train step is traced in the first segments, which are the warm-up.
 
     python -m tests.bench.trainee VARIANT SIZE…      answers each line on stdin with a line of JSON
 """
@@ -32,14 +32,16 @@ from tests.bench.variants import LINK_THREAD, VARIANTS, HookClock, refuse_warnin
 
 
 class Turnstile(keras.callbacks.Callback):
-    """First of the callbacks: holds the `fit` before each epoch until told, and tells of the epoch before."""
+    """First of the callbacks: holds the `fit` before each segment until told, and tells of the segment before."""
 
-    def __init__(self, meter: Meter) -> None:
+    def __init__(self, meter: Meter, steps: int) -> None:
         super().__init__()
-        self._meter = meter
+        self._meter, self._steps = meter, steps
         self._begun = False
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_train_batch_begin(self, batch, logs=None):
+        if batch % self._steps:
+            return
         if self._begun:
             print(json.dumps(self._meter.read()), flush=True)
         if sys.stdin.readline().strip() != "go":
@@ -103,20 +105,20 @@ def _train(variant: str, size: Size, folder: str) -> None:
     with contextlib.ExitStack() as stack:
         if variant.startswith("monitor"):
             meter.hooks = HookClock(callbacks[0])
-            callbacks.append(WatchedFromFirstEpoch(meter, stack))
+            callbacks.append(Watched(meter, stack))
         with contextlib.suppress(EndedError):
-            size.fit([Turnstile(meter), *callbacks])
+            size.fit([Turnstile(meter, size.steps), *callbacks])
 
 
-class WatchedFromFirstEpoch(keras.callbacks.Callback):
+class Watched(keras.callbacks.Callback):
     """Last of the callbacks: starts a monitor once there is something to see."""
 
     def __init__(self, meter: Meter, stack: contextlib.ExitStack) -> None:
         super().__init__()
         self._meter, self._stack = meter, stack
 
-    def on_epoch_end(self, epoch, logs=None):
-        if not self._meter.watchers:
+    def on_train_batch_begin(self, batch, logs=None):
+        if batch and not self._meter.watchers:
             self._meter.watchers = self._stack.enter_context(watchers())
 
 

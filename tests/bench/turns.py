@@ -1,13 +1,14 @@
 """Trainings that take turns, and what is read from their turns: paired ratios with the range chance leaves them.
 
-Every variant trains in a process of its own (`trainee`), a segment at a time, in the order A B C … C B A, so that
-what drifts and what disturbs hits all alike. Whoever has no turn is held still with all its processes.
+Every variant trains in a process of its own (`trainee`), a short segment at a time, in a new random order each round,
+so that what drifts and what disturbs hits all alike. Whoever has no turn is held still with all its processes.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -23,10 +24,10 @@ from tests.bench.processes import signal_all
 
 Segment = dict[str, Any]
 """What `trainee` tells of one: wall_s, cpu_s, …"""
-Turns = dict[str, list[list[Segment]]]
-"""Variant → round → its two segments."""
+Turns = dict[str, list[Segment]]
+"""Variant → its segment of each round."""
 
-WARM_UP = 4
+WARM_UP = 16
 """Segments before the first round: traces, first monitors, and an interval of statistics that adapts itself."""
 _SETTLE_S = 0.15
 """Between waking a training and its segment: its monitor asks for what it seems to have missed."""
@@ -86,23 +87,19 @@ def trainees(variants: Sequence[str], sizes: Sequence[str], backend: str) -> Ite
 
 
 def take_turns(started: Sequence[Trainee], rounds: int) -> Turns:
-    """Warms every training up, then has each train two segments a round."""
+    """Warms every training up, then has each train a segment a round."""
     for trainee in started:
         for _ in range(WARM_UP):
             trainee.segment()
     turns: Turns = {trainee.variant: [] for trainee in started}
-    for number in range(rounds):
-        first = number % len(started)
-        order = [*started[first:], *started[:first]]
-        for trainee in order:
-            turns[trainee.variant].append([trainee.segment()])
-        for trainee in reversed(order):
-            turns[trainee.variant][-1].append(trainee.segment())
+    for _ in range(rounds):
+        for trainee in random.sample(list(started), len(started)):
+            turns[trainee.variant].append(trainee.segment())
     return turns
 
 
 class Ratio(NamedTuple):
-    """What one variant took in terms of another: the mean over the middle half of the calmer half of the rounds."""
+    """What one variant took in terms of another: the median over the rounds."""
 
     value: float
     low: float
@@ -112,43 +109,27 @@ class Ratio(NamedTuple):
 
 def ratio(turns: Turns, variant: str, reference: str, key: str) -> Ratio:
     """Paired within each round. `key`: wall_s or cpu_s."""
-    calm = calm_rounds(turns, variant, reference)
-    pairs = per_round(turns, variant, key)[calm] / per_round(turns, reference, key)[calm]
+    pairs = per_round(turns, variant, key) / per_round(turns, reference, key)
     chance = np.random.default_rng(0)
-    draws = [_middle(chance.choice(pairs, len(pairs))) for _ in range(2_000)]
-    return Ratio(_middle(pairs), *np.quantile(draws, [0.025, 0.975]))
-
-
-def calm_rounds(turns: Turns, *variants: str) -> np.ndarray:
-    """Numbers of that half of the rounds in which other programs took the least CPU time from these variants."""
-    others = sum(per_round(turns, variant, "others_cpu_s") for variant in variants)
-    return np.argsort(others)[: (len(others) + 1) // 2]
+    draws = np.median(chance.choice(pairs, (2_000, len(pairs))), axis=1)
+    return Ratio(float(np.median(pairs)), *np.quantile(draws, [0.025, 0.975]))
 
 
 def others_share(turns: Turns, variant: str) -> float:
-    """CPUs that other programs kept busy meanwhile, in the calmer half of the rounds."""
-    calm = calm_rounds(turns, variant)
-    return float(
-        np.sum(per_round(turns, variant, "others_cpu_s")[calm])
-        / np.sum(per_round(turns, variant, "wall_s")[calm])
-    )
+    """CPUs that other programs kept busy meanwhile."""
+    return float(per_round(turns, variant, "others_cpu_s").sum() / per_round(turns, variant, "wall_s").sum())
 
 
 def per_round(turns: Turns, variant: str, key: str) -> np.ndarray:
-    """Mean of the two segments of each round, float64[rounds]."""
-    return np.array([np.mean([segment[key] for segment in pair]) for pair in turns[variant]])
+    """float64[rounds]."""
+    return np.array([segment[key] for segment in turns[variant]])
 
 
 def middle(turns: Turns, variant: str, key: str) -> float:
-    """Of a segment, in the calmer half of the rounds: the mean of their middle half."""
-    return _middle(per_round(turns, variant, key)[calm_rounds(turns, variant)])
+    """Of a segment: the median over the rounds."""
+    return float(np.median(per_round(turns, variant, key)))
 
 
 def pooled(turns: Turns, variant: str, key: str) -> np.ndarray:
     """All values of a list that every segment tells, float64[n]."""
-    return np.concatenate([segment[key] for pair in turns[variant] for segment in pair])
-
-
-def _middle(values: np.ndarray) -> float:
-    cut = len(values) // 4
-    return float(np.mean(np.sort(values)[cut : len(values) - cut]))
+    return np.concatenate([segment[key] for segment in turns[variant]])
