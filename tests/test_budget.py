@@ -146,6 +146,7 @@ def test_what_watching_costs_is_told_while_it_trains():
     model.fit(x, models.labels(x), batch_size=16, epochs=12, verbose=0, callbacks=[callback])
     told = of_kind(callback.recording, protocol.Overhead)
     assert told and all(event.budget == 0.02 and 0 <= event.share < 1 for event in told)
+    assert all(0 < event.sender < 1 and 0 < event.hooks < 0.01 for event in told)
     steps = list(samples(callback.recording)[0])
     assert steps[:5] == [0, 1, 3, 7, 15]
 

@@ -54,6 +54,75 @@ def test_batches_that_only_the_models_own_step_understands_are_trained_and_recor
     assert len(recorded["loss"]) == 8 and np.isfinite(recorded["grad_norm"]).all()
 
 
+def trained(build, callbacks, epochs=2):
+    keras.utils.set_random_seed(0)
+    model = build()
+    x = models.inputs(examples=96)
+    model.fit(x, x[:, :1], batch_size=16, epochs=epochs, verbose=0, callbacks=callbacks)
+    return model
+
+
+@pytest.mark.skipif(
+    BACKEND != "tensorflow", reason="only there can draws depend on which function makes them"
+)
+def test_random_operations_of_tensorflow_itself_draw_as_if_nobody_watched():
+    import tensorflow as tf
+
+    class Noisy(keras.layers.Layer):
+        def call(self, inputs):
+            return inputs + tf.random.normal(tf.shape(inputs))
+
+    def build():
+        model = keras.Sequential([keras.Input((12,)), keras.layers.Dense(4), Noisy(), keras.layers.Dense(1)])
+        model.compile("sgd", "mse")
+        return model
+
+    callback = MonitorCallback("noisy", statistics_every=3)
+    alone, watched = trained(build, []), trained(build, [callback])
+    for one, other in zip(alone.get_weights(), watched.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert list(samples(callback.recording)[0]) == [0, 3, 6, 9]
+
+
+@pytest.mark.parametrize("after", ["add", "gelu", "relu", "swish"])
+def test_layers_that_are_computed_in_one_with_the_next_are_left_so(after):
+    def build():
+        inputs = keras.Input((12,))
+        outputs = keras.layers.Dense(12)(inputs)
+        outputs = (
+            keras.layers.Add()([inputs, outputs])
+            if after == "add"
+            else keras.layers.Activation(after)(outputs)
+        )
+        model = keras.Model(inputs, keras.layers.Dense(1)(outputs))
+        model.compile("adam", "mse")
+        return model
+
+    alone, watched = trained(build, []), trained(build, [MonitorCallback("joined", statistics_every=2)])
+    for one, other in zip(alone.get_weights(), watched.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="elsewhere nothing is traced in vain")
+@pytest.mark.parametrize(("every", "traces"), [(0, 1), (4, 2)])
+def test_a_step_is_traced_once_and_once_more_with_its_statistics(every, traces):
+    traced = []
+
+    class Counts(keras.layers.Layer):
+        def call(self, inputs, training=False):
+            if training:
+                traced.append(1)
+            return inputs
+
+    def build():
+        model = keras.Sequential([keras.Input((12,)), Counts(), keras.layers.Dense(1)])
+        model.compile("adam", "mse", metrics=["mae"])
+        return model
+
+    trained(build, [MonitorCallback("traced", statistics_every=every)])
+    assert len(traced) == traces
+
+
 def test_a_train_function_made_anew_in_the_middle_goes_on_being_measured_and_so_does_the_next_fit_without_us():
     x = models.inputs(examples=96)
     y = models.labels(x)

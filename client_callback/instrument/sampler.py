@@ -16,7 +16,7 @@ from keras import ops
 
 from client_callback.instrument import batch_tables, predictions, statistics
 from client_callback.instrument.capture import CapturedStep
-from client_callback.instrument.gradient_tables import GradientTables, Previous
+from client_callback.instrument.gradient_tables import GradientTables, Previous, shortened
 from client_callback.instrument.layers import DescribedLayer
 from client_callback.instrument.statistics import Tensor
 from client_callback.instrument.table import Join, Table
@@ -171,13 +171,13 @@ class Sampler:
         return [Table(layout, lambda: step.parts)]
 
     def _activation_tables(self, step: CapturedStep) -> list[Table]:
+        wanted = self._readable_layers(step)
         known = {
             layer.name: (layer, step.activations[layer.name])
-            for layer in self._layers
+            for layer in wanted
             if layer.name in step.activations and self._driver.reachable(step.activations[layer.name])
         }
-        wanted = [layer.name for layer in self._layers if layer.activation is not None]
-        lost = [name for name in wanted if name not in known]
+        lost = [layer.name for layer in wanted if layer.name not in known]
         if lost:
             self.miss(
                 f"activations of {len(lost)} of {len(wanted)} layers: they are computed out of reach, or not at all"
@@ -202,6 +202,25 @@ class Sampler:
             )
 
         return [Table(layout, rows, _joined_activations)]
+
+    def _readable_layers(self, step: CapturedStep) -> list[DescribedLayer]:
+        """Those whose outputs can be looked at without training them differently."""
+        last = {id(output) for output in keras.tree.flatten(step.predictions)}
+        active = [layer for layer in self._layers if layer.activation is not None]
+        joined = [
+            layer
+            for layer in active
+            if self._driver.joins_operations
+            and layer.activation == "linear"
+            and id(step.activations.get(layer.name)) not in last
+        ]
+        if joined:
+            names = shortened([layer.name for layer in joined])
+            self.miss(
+                f"activations of {names}: linear, so computed in one with what follows, and looking in between would "
+                "change how they are rounded"
+            )
+        return [layer for layer in active if layer not in joined]
 
     def _input_tables(self, step: CapturedStep) -> list[Table]:
         inputs = [value for value in keras.tree.flatten(step.inputs) if self._driver.reachable(value)]

@@ -46,6 +46,9 @@ class Driver(Protocol):
     """Copies of the model that are trained in step, each on a part of the batch, and measured one by one."""
     capacity: int
     """Steps that fit between two drains."""
+    joins_operations: bool
+    """Whether what a layer without an activation hands on is computed in one with what takes it, unless somebody else
+    looks at it, and then rounded differently."""
 
     def install(self) -> None:
         """Hooks the model; Keras then makes its train function anew."""

@@ -39,6 +39,7 @@ class Driver:
 
     targets_from = "compute_metrics"
     traces_before_batch = False
+    joins_operations = False
     replicas = 1
     """With `keras.distribution` the arrays are those of the whole batch."""
 

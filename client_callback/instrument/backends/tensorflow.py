@@ -53,6 +53,7 @@ class Driver:
 
     targets_from = "compute_loss"
     traces_before_batch = True
+    joins_operations = True
 
     def __init__(self, probe: Probe) -> None:
         self._probe = probe

@@ -26,6 +26,7 @@ class Driver:
 
     targets_from = "compute_loss"
     traces_before_batch = False
+    joins_operations = False
     replicas = 1
 
     def __init__(self, probe: Probe) -> None:
