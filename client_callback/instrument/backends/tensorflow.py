@@ -270,9 +270,8 @@ class Driver:
                 sketch()
 
         if self._host_chooses and _has_random_state():
-            self._host_chooses = (
-                False  # each of two functions would go on from its own, and draws would repeat
-            )
+            # Each of two functions would go on from its own, and draws would repeat.
+            self._host_chooses = False
         if self._host_chooses:
             over = when(rings.wanted(), sampled)
             sketch()
@@ -393,7 +392,7 @@ class Driver:
             step.update_norms = lambda: self._update_norms(moves)
             return
         rings = self._ring_set()
-        if self._probe.schedule.every and rings is self._rings[0]:
+        if self._sampling and rings is self._rings[0]:
             with scope():
                 rings.updates.assign(self._update_norms(moves))
 
@@ -402,7 +401,7 @@ class Driver:
         optimizer, step = self._probe.model.optimizer, self._probe.capture.step
         accumulates = getattr(optimizer, "gradient_accumulation_steps", None)
         out_of_reach = accumulates or innermost(optimizer) is not optimizer or self.replicas > 1
-        if out_of_reach and self._probe.schedule.every and step is not None:
+        if out_of_reach and self._sampling and step is not None:
             updates = self._ring_set().updates
             step.update_norms = updates.read_value
             with scope():
