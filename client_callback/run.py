@@ -312,9 +312,9 @@ class Run:
         measuring = instrument is not None and instrument.measuring
         if self.closed or self._retracing or not measuring:
             self._end_logged_call(logs, steps)
-        elif recorder.count_measured(clock.last, steps):
-            self._drain()
         else:
+            if recorder.count_measured(clock.last, steps):
+                self._drain()
             recorder.hook_seconds += time.perf_counter() - begin
         if clock.fetched_between:
             clock.batch_ends()

@@ -151,8 +151,13 @@ class Sampler:
             return []
         if len(outputs) > 1:
             self.miss(f"predictions of outputs 2 to {len(outputs)}: only those of the first are described")
-        loss = first_loss(getattr(self._model, "loss", None), step.predictions, self._model)
-        task = predictions.infer_task(loss, targets[0], outputs[0])
+        losses = losses_of_outputs(getattr(self._model, "loss", None), step.predictions, self._model)
+        if losses and losses[0] is None and self._driver.joined(outputs[0]):
+            self.miss(
+                "predictions: no loss takes the first output, which is computed in one with what follows"
+            )
+            return []
+        task = predictions.infer_task(losses[0] or None if losses else None, targets[0], outputs[0])
         self.task = task.kind
         if self._driver.replicas > 1 and task.kind not in ("classification", "binary"):
             self.miss("predictions of all replicas but the first: the ranges of their histograms differ")
@@ -205,22 +210,28 @@ class Sampler:
 
     def _readable_layers(self, step: CapturedStep) -> list[DescribedLayer]:
         """Those whose outputs can be looked at without training them differently."""
-        last = {id(output) for output in keras.tree.flatten(step.predictions)}
+        last = {id(output) for output in self._outputs_with_loss(step)}
         active = [layer for layer in self._layers if layer.activation is not None]
         joined = [
             layer
             for layer in active
-            if self._driver.joins_operations
-            and layer.activation == "linear"
-            and id(step.activations.get(layer.name)) not in last
+            if layer.name in step.activations
+            and id(step.activations[layer.name]) not in last
+            and self._driver.joined(step.activations[layer.name])
         ]
         if joined:
             names = shortened([layer.name for layer in joined])
             self.miss(
-                f"activations of {names}: linear, so computed in one with what follows, and looking in between would "
-                "change how they are rounded"
+                f"activations of {names}: computed in one with what follows; looking in between would change the "
+                "rounding"
             )
         return [layer for layer in active if layer not in joined]
+
+    def _outputs_with_loss(self, step: CapturedStep) -> list[Any]:
+        """Of what the model computes, what the loss takes: nothing else is computed in one with it."""
+        outputs = keras.tree.flatten(step.predictions)
+        losses = losses_of_outputs(getattr(self._model, "loss", None), step.predictions, self._model)
+        return [output for output, loss in zip(outputs, losses, strict=False) if loss is not None]
 
     def _input_tables(self, step: CapturedStep) -> list[Table]:
         inputs = [value for value in keras.tree.flatten(step.inputs) if self._driver.reachable(value)]
@@ -253,14 +264,20 @@ def _joined_activations(parts: Float32) -> Float32:
     return joined.reshape(parts.shape[1:]).astype(np.float32)
 
 
-def first_loss(loss: Any, outputs: Any, model: Any) -> Any:
-    """Of what `compile(loss=…)` received, the part for the first output."""
+def losses_of_outputs(loss: Any, outputs: Any, model: Any) -> list[Any]:
+    """Of what `compile(loss=…)` received, the part for each output; `None` for those that were left out.
+
+    Without any, the model has a way of its own to a loss, and each output may be in it: then `False`.
+    """
+    number = len(keras.tree.flatten(outputs))
+    if loss is None:
+        return [False] * number
     if isinstance(loss, dict):
         names = sorted(outputs) if isinstance(outputs, dict) else getattr(model, "output_names", None) or []
-        return loss.get(names[0]) if names else None
+        return [loss.get(name) for name in names]
     if isinstance(loss, list | tuple):
-        return loss[0] if loss else None
-    return loss
+        return list(loss)
+    return [loss] * number
 
 
 def variable_labels(variables: list[Any]) -> tuple[str, ...]:

@@ -46,9 +46,6 @@ class Driver(Protocol):
     """Copies of the model that are trained in step, each on a part of the batch, and measured one by one."""
     capacity: int
     """Steps that fit between two drains."""
-    joins_operations: bool
-    """Whether what a layer without an activation hands on is computed in one with what takes it, unless somebody else
-    looks at it, and then rounded differently."""
 
     def install(self) -> None:
         """Hooks the model; Keras then makes its train function anew."""
@@ -81,6 +78,9 @@ class Driver(Protocol):
 
     def reachable(self, tensor: Any) -> bool:
         """Whether the graph being built can use this tensor; one from an inner loop or branch it cannot."""
+
+    def joined(self, tensor: Any) -> bool:
+        """Whether it is computed in one with what takes it, and rounded differently if more takes it too."""
 
     def norm(self, tensors: list[Tensor]) -> Tensor:
         """√ΣΣv² over all of them, a float32 scalar. At least one."""

@@ -39,7 +39,6 @@ class Driver:
 
     targets_from = "compute_metrics"
     traces_before_batch = False
-    joins_operations = False
     replicas = 1
     """With `keras.distribution` the arrays are those of the whole batch."""
 
@@ -328,6 +327,10 @@ class Driver:
     def reachable(self, tensor: Any) -> bool:
         """A tracer of the gradient's trace, or of a loop's, is gone when the step ends."""
         return _trace(tensor) in (None, self._outer)
+
+    def joined(self, tensor: Any) -> bool:
+        """XLA fuses what trains by itself: samples are taken by a function of their own."""
+        return False
 
     def norm(self, tensors: list[Tensor]) -> Tensor:
         """Fused with what computes them."""

@@ -2,12 +2,13 @@
 
 The function that trains knows no statistics. Steps that are sampled, and those just before them, are run by another,
 traced from the same train step with the statistics in a branch. Where the host cannot choose between the two (several
-steps in one call, XLA) the one with the branch runs every step.
+steps in one call, XLA, random operations with a state of their own) the one with the branch runs every step.
 """
 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -32,18 +33,10 @@ No path contains it: TensorFlow's errors quote the paths of the user's scripts.
 """
 CAPACITY = 1024
 """Rows of the step ring: well above what runs between two drains (0.1 s); at least four calls' worth."""
-_RANDOM_STATE = {
-    "Multinomial",
-    "ParameterizedTruncatedNormal",
-    "RandomGamma",
-    "RandomPoissonV2",
-    "RandomShuffle",
-    "RandomStandardNormal",
-    "RandomUniform",
-    "RandomUniformInt",
-    "TruncatedNormal",
-}
-"""Operations that each keep a random state of their own."""
+_JOINED = {
+    "Add", "AddV2", "BatchMatMulV2", "BiasAdd", "Conv2D", "Conv3D", "DepthwiseConv2dNative", "Einsum", "MatMul",
+}  # fmt: skip
+"""Operations that TensorFlow computes in one with the one that takes their result, if nothing else takes it."""
 SLOTS = 64
 """Samples the ring holds, where they fit and a call of the train function makes no more."""
 
@@ -53,7 +46,6 @@ class Driver:
 
     targets_from = "compute_loss"
     traces_before_batch = True
-    joins_operations = True
 
     def __init__(self, probe: Probe) -> None:
         self._probe = probe
@@ -70,11 +62,15 @@ class Driver:
         """(index, sign, step): what the optimizer adds to (1) or subtracts from (-1) each variable."""
         self._updating = False
         """While an optimizer is applied; with replicas, parts of that are traced in threads of their own."""
-        self._host_chooses = self._steps_per_call == 1 and not self.compiled
+        self._host_chooses = False
         """Whether sampled steps are run by a function of their own."""
+        self._traced = False
+        """Whether a step was traced in the call under way."""
+        self._both_traced = bool(model.run_eagerly)
         self._sampling = bool(probe.schedule.every)
         """Whether the function that is called now, and perhaps traced, takes statistics."""
         self._built = False
+        self._own_step = "train_step" in vars(model) or type(model).train_step is not keras.Model.train_step
 
     # ── Life ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -164,8 +160,9 @@ class Driver:
     def _wrap_make_function(self, make_function: Callable[..., Any]) -> Callable[..., Any]:
         def measured_make_function(step_function: Any) -> Any:
             sampling = make_function(step_function)
-            if not (self._host_chooses and self._probe.schedule.every):
+            if self._steps_per_call > 1 or self.compiled or not self._probe.schedule.every:
                 return self._building_first(sampling)
+            self._host_chooses = True
             return self._building_first(self._choosing(sampling, make_function(step_function)))
 
         return measured_make_function
@@ -176,15 +173,36 @@ class Driver:
 
         def train(iterator: Any) -> Any:
             due = schedule.due
-            self._sampling = due or schedule.due_next or not self._host_chooses
+            self._sampling = due or schedule.due_next or not self._both_traced
             if self._sampling and self._host_chooses:
                 for rings in self._rings:
                     rings.want_sample(due)
             logs = (sampling if self._sampling else plain)(iterator)
+            if self._traced:
+                self._trace_other(plain if self._sampling else sampling, iterator)
             schedule.advance()
             return logs
 
         return train
+
+    def _trace_other(self, function: Callable[[Any], Any], iterator: Any) -> None:
+        """Both are traced at the same moment, or what the user's code changes later would be in one of them only.
+
+        Where that cannot be done, the function that takes statistics goes on to run every step.
+        """
+        self._traced = self._both_traced = False
+        step = inspect.getclosurevars(function).nonlocals.get("multi_step_on_iterator")
+        known = isinstance(iterator, tf.data.Iterator | tf.distribute.DistributedIterator)
+        if step is None or not (known and self._host_chooses and hasattr(step, "get_concrete_function")):
+            return
+        self._sampling = not self._sampling
+        try:
+            step.get_concrete_function(iterator)
+        except Exception as error:  # noqa: BLE001 (foreign code that does not like to be traced twice)
+            self._probe.report(f"every step takes the time of a branch for statistics: {error}")
+        else:
+            self._both_traced = True
+        self._traced = False
 
     def _building_first(self, train: Callable[[Any], Any]) -> Callable[[Any], Any]:
         """Has Keras make its metrics' and the optimizer's variables before the first trace.
@@ -203,10 +221,10 @@ class Driver:
     def _build(self, iterator: Any) -> None:
         model = self._probe.model
         parts = tf.nest.flatten(getattr(iterator, "element_spec", None))
-        if not model.built or not all(isinstance(part, tf.TensorSpec) for part in parts):
+        if not (model.built and model.trainable_variables):
             return
-        if type(model).train_step is not keras.Model.train_step:
-            return  # what it needs of the compiled metrics, if anything, is not known
+        if self._own_step or not all(isinstance(part, tf.TensorSpec) for part in parts):
+            return  # what a step of the user's own needs of what is compiled, if anything, is not known
         with contextlib.suppress(Exception):  # it fails again where the user can see it, or need not succeed
             model._symbolic_build(data_batch=iterator.element_spec)
 
@@ -228,11 +246,18 @@ class Driver:
             self._probe.clock.data_ready()
         elif not self.compiled and self.replicas == 1 and self._steps_per_call == 1:
             parts = [part for part in tf.nest.flatten(data, expand_composites=True) if part is not None]
+            order = getattr(tf.compat.v1.get_default_graph(), "experimental_acd_manager", None)
+            if order is None:
+                return
             with scope(), tf.control_dependencies(parts):
-                step.ready = tf.cast(tf.timestamp() % self._probe.ready_modulus, tf.float32)
+                now = tf.timestamp()
+                # Or the step's own operations with a state would wait for it, and be joined with others differently.
+                order.run_independently(now.op)
+                step.ready = tf.cast(now % self._probe.ready_modulus, tf.float32)
 
     def _write(self, step: CapturedStep, logs: Any) -> None:
         probe, rings = self._probe, self._ring_set()
+        self._traced = not tf.executing_eagerly()
         with scope():
             if self.replicas > 1 and step.gradients and not step.reduced:
                 # Reduced in a branch of the optimizer's, out of reach: once more, for the norm of the whole.
@@ -455,6 +480,15 @@ class Driver:
             graph = getattr(graph, "outer_graph", None)
         return False
 
+    def joined(self, tensor: Any) -> bool:
+        """Told by the operation it comes from."""
+        if tf.executing_eagerly() or not isinstance(tensor, tf.Tensor):
+            return False
+        operation = tensor.op
+        while operation.type == "Identity":
+            operation = operation.inputs[0].op
+        return operation.type in _JOINED
+
     def norm(self, tensors: list[Tensor]) -> Tensor:
         """As few operations as there are: each costs a step as much as it takes to start it."""
         halves = self._half_squares(tensors)
@@ -484,11 +518,15 @@ class Driver:
 
 
 def _has_random_state() -> bool:
-    """Whether the graph being built draws random numbers as TensorFlow 1 did; Keras keeps its seeds in variables."""
+    """Whether the graph being built holds operations that each draw from a state of their own, as TensorFlow's do.
+
+    They have two seeds; Keras' own random numbers come from seeds in variables.
+    """
     if tf.executing_eagerly():
         return False
-    operations = tf.compat.v1.get_default_graph().get_operations()
-    return any(operation.type in _RANDOM_STATE for operation in operations)
+    graph = tf.compat.v1.get_default_graph().as_graph_def()
+    bodies = [graph.node, *(function.node_def for function in graph.library.function)]
+    return any("seed2" in node.attr for nodes in bodies for node in nodes)
 
 
 @contextlib.contextmanager

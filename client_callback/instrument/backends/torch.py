@@ -26,7 +26,6 @@ class Driver:
 
     targets_from = "compute_loss"
     traces_before_batch = False
-    joins_operations = False
     replicas = 1
 
     def __init__(self, probe: Probe) -> None:
@@ -139,6 +138,10 @@ class Driver:
     def reachable(self, tensor: Any) -> bool:
         """Everything is a value."""
         return True
+
+    def joined(self, tensor: Any) -> bool:
+        """Every operation is run as it is called."""
+        return False
 
     def norm(self, tensors: list[Tensor]) -> Tensor:
         """One kernel for all of them, one for their sum."""
