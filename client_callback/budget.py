@@ -19,6 +19,8 @@ has little to go by."""
 FIRST_INTERVAL = 100
 """Steps between two sampled ones until their cost is known."""
 LONGEST_INTERVAL = 100_000
+CPUS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+"""That the training may use."""
 _MEMORY = 64
 """Calls of each kind whose durations are kept. Few, so that a change of the machine's load is soon forgotten."""
 _ENOUGH = 3
@@ -26,7 +28,7 @@ _ENOUGH = 3
 
 
 class Budget:
-    """Chooses the interval between sampled steps so that hooks and sampling stay inside a share of the time.
+    """Chooses the interval between sampled steps so that watching stays inside a share of the time.
 
     The cost of a sampled step is how much longer calls of the train function with samples take than those without:
     the difference of their medians per sample, in seconds, which neither a slow step nor the first, traced ones
@@ -51,7 +53,6 @@ class Budget:
         self.sender = 0.0
         """CPU seconds per second that the sender's thread takes, lately."""
         self._sender_samples: deque[float] = deque(maxlen=_MEMORY)
-        self._cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
     def note_hooks(self, seconds: float, calls: int) -> None:
         """Time spent in hooks around some calls of the train function."""
@@ -116,7 +117,7 @@ class Budget:
 
     @property
     def overhead(self) -> float:
-        """Share of the training's time that watching takes, 0 to 1. NaN: not known yet.
+        """Share of the training's time that watching takes. NaN: not known yet.
 
         Hooks and sampling hold the training up; the sender's thread takes its share of the machine's CPUs from it, as
         if the training could use them all.
@@ -128,7 +129,7 @@ class Budget:
         per_step = self.hooks / self._steps_per_call + (0.0 if math.isnan(sampling) else sampling) / max(
             1, self.every
         )
-        return per_step / (step + per_step) + self.sender / self._cpus
+        return per_step / (step + per_step) + self.sender / CPUS
 
     def choose(self, *, steps: int, sample_bytes: int) -> int:
         """The interval that keeps inside the budget; the present one as long as too little is known.
@@ -140,7 +141,7 @@ class Budget:
         step, sampling = self.step_seconds, self.sampling
         if self.share is None or not self.every or math.isnan(step) or math.isnan(sampling) or step <= 0:
             return self.every
-        left = (self.share - self.sender / self._cpus) * step - self.hooks / self._steps_per_call
+        left = (self.share - self.sender / CPUS) * step - self.hooks / self._steps_per_call
         affordable = math.ceil(sampling / max(left, LEAST_FOR_SAMPLES * self.share * step))
         seconds = max(1.0 / MOST_SAMPLES_PER_S, sample_bytes / MOST_BYTES_PER_S)
         wanted = max(1, affordable, math.ceil(seconds / step), steps // MOST_SAMPLES_UNTIL)

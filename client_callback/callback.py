@@ -27,7 +27,8 @@ class MonitorCallback(keras.callbacks.Callback):  # type: ignore[misc] # Keras h
         bind: `None` for a Unix socket that only this user can open, or `tcp://127.0.0.1:PORT` (encrypted, for this
             user's keys only).
         overhead_budget: share of the training's time that watching may take, between 0 and 1. How often layer
-            statistics, predictions and inputs are summarised follows from it and from what they are seen to cost.
+            statistics, predictions and inputs are summarised follows from it and from what all of it is seen to cost;
+            a quarter of it is theirs in any case.
         statistics_every: steps between two on which they are, whatever that costs; 0 for never. `None`: as the
             budget allows.
 

@@ -101,7 +101,7 @@ class Run:
         record: whether to keep a recording.
         control: whether commands are obeyed.
         bind: `None` for a Unix socket, or `tcp://127.0.0.1:PORT`.
-        overhead_budget: share of the training's time that hooks and statistics may take, between 0 and 1; how often
+        overhead_budget: share of the training's time that watching may take, between 0 and 1; how often
             statistics are taken follows from it.
         statistics_every: steps between two on which statistics are taken, whatever they cost; 0 for never. `None`:
             as the budget allows.

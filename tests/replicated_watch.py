@@ -51,15 +51,18 @@ def train(folder: Path | None) -> dict[str, object]:
 
 
 def main() -> None:
-    folder = Path(sys.argv[1])
-    keras.mixed_precision.set_global_policy(sys.argv[2])
-    scope = on_two_devices()
-    with scope:
-        watched = train(folder)
-        bare = train(None)
+    folder, *policies = sys.argv[1:]
+    found: dict[str, dict[str, object]] = {policy: {} for policy in policies}
+    with on_two_devices():
+        for policy in policies:
+            keras.mixed_precision.set_global_policy(policy)
+            found[policy] |= {"watched": train(Path(folder)), "bare": train(None)}
     if keras.backend.backend() == "jax":
         keras.distribution.set_distribution(None)
-    print(json.dumps({"watched": watched, "bare": bare, "one": train(folder)}))
+    for policy in policies:
+        keras.mixed_precision.set_global_policy(policy)
+        found[policy]["one"] = train(Path(folder))
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
 
 import keras
 import pytest
 
 from client_callback import MonitorCallback
-from client_callback.budget import FIRST_INTERVAL, Budget
+from client_callback.budget import CPUS, FIRST_INTERVAL, Budget
 from client_callback.instrument.schedule import Schedule
 from client_callback.wire import protocol
 from tests import models
@@ -54,8 +53,7 @@ def test_hooks_that_use_up_the_budget_leave_a_quarter_of_it_for_samples():
 def test_what_the_sender_takes_of_the_machine_is_not_there_for_samples():
     budget = measured(0.01, step=0.01, sample=0.004)
     alone = settled(budget)
-    cpus = len(os.sched_getaffinity(0))
-    budget.note_sender(0.005 * cpus, 1.0)
+    budget.note_sender(0.005 * CPUS, 1.0)
     assert settled(budget) == pytest.approx(2 * alone, rel=0.34)
     assert budget.overhead == pytest.approx(0.01, rel=0.35)
 

@@ -141,7 +141,7 @@ def recorded_session(path: str) -> Session:
 
 
 def test_a_monitor_that_joins_late_and_one_that_was_there_all_along_end_with_the_journals_session(home):
-    with live_fit(home, "--epochs", "40") as (process, run):
+    with live_fit(home, "--epochs", "25") as (process, run):
         early = LiveSource(run, who="early@test")
         session = collect(early, lambda s: s.step > 100, Session())
         late = LiveSource(run, who="late@test")
@@ -159,7 +159,7 @@ def test_a_monitor_that_joins_late_and_one_that_was_there_all_along_end_with_the
 
 def test_a_monitor_that_was_stopped_while_training_went_on_ends_with_the_journals_session(home, tmp_path):
     """The monitor is a process of its own; SIGSTOP is what a suspended laptop does to it."""
-    with live_fit(home, "--epochs", "60") as (process, run):
+    with live_fit(home, "--epochs", "40") as (process, run):
         out = tmp_path / "lines"
         with out.open("w") as file:
             watcher = subprocess.Popen(
@@ -172,7 +172,7 @@ def test_a_monitor_that_was_stopped_while_training_went_on_ends_with_the_journal
                 wait_until(lambda: "watching" in out.read_text())
                 watcher.send_signal(signal.SIGSTOP)
                 before = steps_recorded(run.recording)
-                wait_until(lambda: steps_recorded(run.recording) > before + 600, timeout_s=60)
+                wait_until(lambda: steps_recorded(run.recording) > before + 300, timeout_s=60)
                 watcher.send_signal(signal.SIGCONT)
                 process.wait(timeout=90)
                 watcher.wait(timeout=60)

@@ -171,7 +171,6 @@ def compiled_model(kind: str) -> tuple[keras.Model, np.ndarray]:
         ("cnn", {}),
         ("lstm", {}),
         ("mlp", {"jit_compile": True}),
-        ("cnn", {"jit_compile": True}),
         ("lstm", {"steps_per_execution": 4}),
     ],
     ids=str,

@@ -27,14 +27,23 @@ JOINED = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=["float32", "mixed_float16"])
-def trained(request, tmp_path_factory) -> dict:
+POLICIES = ("float32", "mixed_float16")
+
+
+@pytest.fixture(scope="module")
+def fits(tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("recordings")
-    command = [sys.executable, "-m", "tests.replicated_watch", str(folder), request.param]
+    command = [sys.executable, "-m", "tests.replicated_watch", str(folder), *POLICIES]
     environment = {**os.environ, "UNSTUCK_HOME": str(folder)}
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=110, env=environment)
     assert done.returncode == 0, done.stderr
-    return {"policy": request.param, **json.loads(done.stdout.splitlines()[-1])}
+    found: dict = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.fixture(params=POLICIES)
+def trained(request, fits) -> dict:
+    return {"policy": request.param, **fits[request.param]}
 
 
 def test_replicas_train_as_without_the_callback(trained):

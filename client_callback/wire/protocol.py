@@ -209,7 +209,7 @@ class Overhead(Event, frozen=True, kw_only=True, tag="overhead"):
     """What watching costs the training, measured over the last while."""
 
     share: float
-    """Of the time training takes, 0 to 1: hooks, sampling and the sender's thread together."""
+    """Of the time training takes: hooks, sampling and the sender's thread (of the machine's CPUs) together."""
     hooks: float
     """Seconds per call of the train function spent in the callback's hooks."""
     sampling: float
