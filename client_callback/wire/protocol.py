@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 """Raised when an older reader could misread a newer writer; new fields with defaults do not raise it."""
 
 MAX_FRAME_BYTES = 64 << 20
@@ -108,6 +108,8 @@ class Optimizer(_Value, frozen=True, kw_only=True):
     """What computes the rate inside the step: a schedule's or a callable's name. `None`: a plain variable."""
     rate_owners: Names = ()
     """Callbacks of this `fit` that set the rate too, such as `ReduceLROnPlateau`."""
+    held: bool = False
+    """Whether the rate is set again whenever one of them has changed it."""
 
 
 class RunDescription(_Value, frozen=True, kw_only=True):
@@ -137,6 +139,8 @@ class RunDescription(_Value, frozen=True, kw_only=True):
     """Steps between two sampled ones. 0: none are sampled."""
     control: bool = True
     """Whether commands are obeyed."""
+    actions: Names = ()
+    """Commands that the script itself defined."""
     version: Name = ""
     """Of unstuck."""
 
@@ -249,20 +253,142 @@ class OptimizerChanged(Event, frozen=True, kw_only=True, tag="optimizer_changed"
     optimizer: Optimizer
 
 
+class PlanLine(_Value, frozen=True, kw_only=True):
+    """One thing to know before a change."""
+
+    topic: Literal["does", "keeps", "resets", "recompiles", "rate", "warning", "cost"]
+    text: Text
+
+
+class Measured(_Value, frozen=True, kw_only=True):
+    """A number measured at a step."""
+
+    value: float
+    step: Count
+
+
 class Reply(Event, frozen=True, kw_only=True, tag="reply"):
-    """The answer to one command. `step`: the first step that ran with the change."""
+    """The answer to one command. `step`: the first step that ran with the change.
+
+    `applied`: read back and found to be as asked. `ineffective`: applied, and it changed nothing; `reason` says why.
+    `planned`: nothing was changed yet, see `plan` or the timer. `refused`: not possible, nothing was changed.
+    `failed`: the error is in `reason`, and everything is as it was.
+    """
 
     id: Name
     text: Text
     who: Name = ""
     """user@host and by what: `ada@box terminal`."""
-    status: Literal["applied", "refused", "failed"]
+    status: Literal["applied", "ineffective", "planned", "refused", "failed"]
     before: dict[Name, Scalar] = {}
     """As read from the model before, for instance `learning_rate`."""
     after: dict[Name, Scalar] = {}
     """As read back from the model after."""
     reason: Text = ""
     """Refused: why, and what is possible. Failed: the error. Applied: what is worth knowing."""
+    plan: tuple[PlanLine, ...] = ()
+    """Of a dry run: what would happen."""
+    update_before: Measured | None = None
+    """How far a step moved the weights, ‖Δw‖/‖w‖, before the change. `None`: not measured."""
+    update_after: Measured | None = None
+    """The same of the first step with the change."""
+    undoes: Name = ""
+    """Of `undo`: the id of the command that was taken back."""
+    timer: Count | None = None
+    """Number of the timer that this command started, or that carried it out."""
+
+
+class Timer(_Value, frozen=True, kw_only=True):
+    """A command that waits for its moment, or one in effect that may be taken back by itself."""
+
+    number: Count
+    """From 1; as `cancel` names it."""
+    id: Name
+    """Of the command that it came with."""
+    text: Text
+    who: Name = ""
+    state: Literal["waiting", "active"]
+    starts: Text = ""
+    """When it will be carried out, in words. Empty: it is in effect."""
+    until: Count | None = None
+    """Step before which what was set is set back. `None`: it stays."""
+    unless: Text = ""
+    """What would undo it, in words. Empty: nothing."""
+
+
+class TimersChanged(Event, frozen=True, kw_only=True, tag="timers_changed"):
+    """All timers there are now."""
+
+    timers: tuple[Timer, ...] = ()
+    reason: Text = ""
+
+
+class SnapshotKept(_Value, frozen=True, kw_only=True):
+    """A state of the training that can be gone back to."""
+
+    step: Count
+    name: Name = ""
+    """As the user called it; `start` is the first."""
+    reason: Text = ""
+    """Such as the command it was taken before."""
+    bytes: Count = 0
+    on_disk: bool = False
+
+
+class SnapshotsChanged(Event, frozen=True, kw_only=True, tag="snapshots_changed"):
+    """All snapshots there are now, oldest first."""
+
+    snapshots: tuple[SnapshotKept, ...] = ()
+    seconds: float = 0.0
+    """What taking the newest one cost the training."""
+
+
+class Evaluated(Event, frozen=True, kw_only=True, tag="evaluated"):
+    """The model as it was at `step` on the validation data, asked for by a command."""
+
+    logs: dict[Name, float] = {}
+    """As Keras reports them, named `val_…`."""
+
+
+class TrialResult(_Value, frozen=True, kw_only=True):
+    """How one candidate of a trial did."""
+
+    text: Text
+    losses: bytes
+    """float32[steps], shorter where it was given up: the loss of each step's batch."""
+    score: float
+    """Mean loss over the last quarter of the steps. NaN: it diverged."""
+    low: float
+    """Bounds of its 95 % confidence interval."""
+    high: float
+    note: Text = ""
+    """Why it was given up, or what is worth knowing."""
+
+
+class TrialEnded(Event, frozen=True, kw_only=True, tag="trial_ended"):
+    """Several ways to go on, tried from one state on the same batches; then all was put back as it had been."""
+
+    id: Name
+    """Of the command."""
+    text: Text
+    start: Count
+    """Step whose state all candidates began from."""
+    results: tuple[TrialResult, ...] = ()
+    """Best first."""
+    rates: bytes = b""
+    """Of a range test: float32[steps], the learning rate of each step."""
+    adopted: Text = ""
+    """The candidate that training goes on with. Empty: none, everything is as it was."""
+    tells: bool = True
+    """Whether the best is better than the others beyond chance."""
+
+
+class ControlChanged(Event, frozen=True, kw_only=True, tag="control_changed"):
+    """Whose commands are obeyed from now on."""
+
+    who: Name = ""
+    """Empty: anybody's."""
+    reason: Text = ""
 
 
 class Problem(Event, frozen=True, kw_only=True, tag="problem"):
@@ -290,6 +416,11 @@ AnyEvent = (
     | StateChanged
     | OptimizerChanged
     | Reply
+    | TimersChanged
+    | SnapshotsChanged
+    | Evaluated
+    | TrialEnded
+    | ControlChanged
     | Problem
     | RunEnded
 )
@@ -331,6 +462,8 @@ class Command(_Value, frozen=True, kw_only=True, tag="command", tag_field="kind"
     id: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
     text: Annotated[str, msgspec.Meta(min_length=1, max_length=4_000)]
     who: Name = ""
+    client: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    """Of the monitor that sent it, the same for all it sends. Empty: it comes from no monitor that stays."""
 
 
 class Welcome(_Value, frozen=True, kw_only=True, tag="welcome", tag_field="kind"):
