@@ -11,7 +11,7 @@ from typing import Any
 
 import keras
 
-from client_callback.run import COUNTED_BY_GUARD, OVERHEAD_BUDGET, Run, check_arguments
+from client_callback.run import COUNTED_BY_GUARD, OVERHEAD_BUDGET, SNAPSHOT_MEMORY, Run, check_arguments
 
 
 class MonitorCallback(keras.callbacks.Callback):  # type: ignore[misc] # Keras has no types
@@ -31,6 +31,8 @@ class MonitorCallback(keras.callbacks.Callback):  # type: ignore[misc] # Keras h
             a quarter of it is theirs in any case.
         statistics_every: steps between two on which they are, whatever that costs; 0 for never. `None`: as the
             budget allows.
+        snapshot_memory: MiB of host memory for states of the training that `undo` and `rollback` go back to; what it
+            does not hold goes to disk. 0: none are kept.
 
     Raises:
         ValueError: an argument is out of range.
@@ -46,13 +48,22 @@ class MonitorCallback(keras.callbacks.Callback):  # type: ignore[misc] # Keras h
         bind: str | None = None,
         overhead_budget: float = OVERHEAD_BUDGET,
         statistics_every: int | None = None,
+        snapshot_memory: int = SNAPSHOT_MEMORY,
     ) -> None:
         super().__init__()
         if COUNTED_BY_GUARD:
             self.on_train_batch_end = super().on_train_batch_end  # type: ignore[method-assign] # told by the guard
         else:
             self.async_safe = True
-        check_arguments(name, directory, bind, overhead_budget, statistics_every)
+        check_arguments(
+            name=name,
+            directory=directory,
+            bind=bind,
+            overhead_budget=overhead_budget,
+            statistics_every=statistics_every,
+            snapshot_memory=snapshot_memory,
+        )
+        self._snapshot_memory = snapshot_memory
         self._name, self._directory, self._record = name, directory, record
         self._control, self._bind = control, bind
         self._budget, self._every = overhead_budget, statistics_every
@@ -81,6 +92,7 @@ class MonitorCallback(keras.callbacks.Callback):  # type: ignore[misc] # Keras h
             bind=self._bind,
             overhead_budget=self._budget,
             statistics_every=self._every,
+            snapshot_memory=self._snapshot_memory,
             callbacks=() if fit_callbacks is None else fit_callbacks.callbacks,
         )
         self._run = run

@@ -27,6 +27,7 @@ from client_callback.wire.protocol import (
     Float64,
     Instrumented,
     Int64,
+    Measured,
     Overhead,
     Problem,
     Series,
@@ -98,6 +99,12 @@ class StepRecorder:
         """Whether logged values are the caller's own of that very step, not Keras' running means."""
         self.step = 0
         """Steps sent so far. After `drain`: steps completed."""
+        self.completed = 0
+        """Steps of all calls that have returned."""
+        self.last_values: dict[str, float] = {}
+        """Of the last step that was measured and sent, by series."""
+        self.sampled_update: Measured | None = None
+        """‖Δw‖/‖w‖ of the last sampled step, over all trainable variables. `None`: not measured yet."""
 
     def restart_clock(self) -> None:
         """What passed since the last call was no training (a pause, validation, the start of an epoch)."""
@@ -118,6 +125,7 @@ class StepRecorder:
             times: where its time went, if known.
         """
         found = None if logged is None else numbers(logged)
+        self.completed += steps
         self._calls.append(_Call(time.perf_counter() if times is None else times.end, steps, times, found))
         if len(self._calls) * steps >= self._limit:
             self.drain()
@@ -125,6 +133,7 @@ class StepRecorder:
     def count_measured(self, times: CallTimes, steps: int) -> bool:
         """One call of the train function is over whose values were measured; whether it is time to drain."""
         self._calls.append(_Call(times.end, steps, times, None))
+        self.completed += steps
         return len(self._calls) * steps >= self._limit
 
     def tick(self) -> None:
@@ -193,6 +202,7 @@ class StepRecorder:
         extra = {name: values for name, values in logged.items() if name not in names}
         self._announce_measured(timings, extra)
         columns = {name: rows[:known, place] for place, name in enumerate(names)} | timings | extra
+        self.last_values = dict(zip(names, rows[known - 1].tolist(), strict=False))
         first = self.step
         self.step += known
         self._emit(steps_event(first, self._step_ends(calls, known), columns, time=self._now))
@@ -205,6 +215,7 @@ class StepRecorder:
             steps = np.array([step for step, _ in ready], np.int64)
             columns = {name: np.stack([row[name] for _, row in ready]) for name in ready[0][1]}
             self._emit(samples_event(steps, columns, time=self._now))
+            self.sampled_update = _update_share(*ready[-1]) or self.sampled_update
         if "step_time" in timings:
             self._note_durations(calls, timings["step_time"], np.array([step for step, _ in ready]) - first)
 
@@ -334,6 +345,16 @@ class StepRecorder:
     @property
     def _now(self) -> float:
         return self._drained_at + self._offset
+
+
+def _update_share(step: int, row: Mapping[str, Float32]) -> Measured | None:
+    """‖Δw‖/‖w‖ of a sampled step. `None`: its norms were not measured."""
+    if "update_norm" not in row or "weight_norm" not in row:
+        return None
+    moved, size = (
+        float(np.linalg.norm(row[name].astype(np.float64))) for name in ("update_norm", "weight_norm")
+    )
+    return Measured(value=moved / size, step=step) if size and math.isfinite(moved / size) else None
 
 
 def _owners(calls: Sequence[_Call], rows: int) -> tuple[Int64, Float64]:

@@ -40,13 +40,15 @@ from client_callback.recorder import StepRecorder, numbers
 from client_callback.resources import ResourceMonitor
 from client_callback.steering.describe import current_optimizer
 from client_callback.steering.learning_rate import read_rates
-from client_callback.steering.steering import Steering
+from client_callback.steering.snapshots import MEMORY_BYTES
+from client_callback.steering.steering import NEVER, Steering
 from client_callback.steering.training import Refused
 from client_callback.wire.protocol import (
     Command,
     EpochBegan,
     EpochEnded,
     Event,
+    Measured,
     Problem,
     RunEnded,
     RunStarted,
@@ -55,6 +57,9 @@ from client_callback.wire.protocol import (
 
 _OPEN: weakref.WeakKeyDictionary[keras.Model, Run] = weakref.WeakKeyDictionary()
 """Model → the run that watches it, or did last. One `fit` may die without a word before the next begins."""
+
+SNAPSHOT_MEMORY = MEMORY_BYTES >> 20
+"""MiB of host memory for states to go back to unless told otherwise."""
 
 OVERHEAD_BUDGET = 0.01
 """Share of the training's time that watching may take unless told otherwise."""
@@ -105,6 +110,8 @@ class Run:
             statistics are taken follows from it.
         statistics_every: steps between two on which statistics are taken, whatever they cost; 0 for never. `None`:
             as the budget allows.
+        snapshot_memory: MiB of host memory for states of the training that `undo` and `rollback` go back to; what it
+            does not hold goes to disk. 0: none are kept.
         callbacks: of the `fit`, among which other owners of the learning rate are looked for.
 
     Raises:
@@ -124,9 +131,18 @@ class Run:
         bind: str | None = None,
         overhead_budget: float = OVERHEAD_BUDGET,
         statistics_every: int | None = None,
+        snapshot_memory: int = SNAPSHOT_MEMORY,
         callbacks: Sequence[keras.callbacks.Callback] = (),
     ) -> None:
-        check_arguments(name, directory, bind, overhead_budget, statistics_every)
+        check_arguments(
+            name=name,
+            directory=directory,
+            bind=bind,
+            overhead_budget=overhead_budget,
+            statistics_every=statistics_every,
+            snapshot_memory=snapshot_memory,
+        )
+        self._snapshot_memory = snapshot_memory << 20
         self.model = model
         self.callbacks = callbacks
         self.paused = False
@@ -146,6 +162,8 @@ class Run:
         self._epoch = 0
         self._own_loop = False
         self._retracing = False
+        self._attention_at = NEVER
+        """The step before which steering has something to do without being asked."""
         self._rate: dict[str, float] = {}
         self._link: Link | None = None
         self._steering: Steering | None = None
@@ -191,12 +209,16 @@ class Run:
             directory=self._directory,
             record=self._record,
             bind=self._bind,
-            on_tick=self._recorder.tick,
+            on_tick=self._tick,
             resources=ResourceMonitor(),
         )
         atexit.register(self._close_at_exit)
         self.emit(RunStarted(time=self._now(), run=description))
-        self._steering = Steering(self, control=self._control)
+        folder = None if self.recording is None else self.recording.parent
+        self._steering = Steering(
+            self, control=self._control, snapshot_memory=self._snapshot_memory, folder=folder
+        )
+        self._attention_at = 0
         if self.model is None:
             self._set_state("running")
         else:
@@ -226,6 +248,7 @@ class Run:
         `outcome`: `None` stands for `stopped` or `finished`, whichever is true.
         """
         self._recorder.drain()
+        self._settle(last=True)
         self._complete(outcome or ("stopped" if self.stopped else "finished"), reason)
 
     @_harmless
@@ -253,6 +276,16 @@ class Run:
         return not known or "grad_norm" in known
 
     @property
+    def last_values(self) -> Mapping[str, float]:
+        """What was measured inside the last completed step, by series; empty when nothing is."""
+        return self._recorder.last_values if self._measuring else {}
+
+    @property
+    def sampled_update(self) -> Measured | None:
+        """‖Δw‖/‖w‖ of the last step that was sampled. `None`: none was."""
+        return self._recorder.sampled_update
+
+    @property
     def recording(self) -> Path | None:
         """The file that is written. `None`: there is none."""
         return None if self._link is None else self._link.recording
@@ -274,7 +307,8 @@ class Run:
         if clock.fetched_between:
             clock.batch_begins()
         measuring = instrument is not None and instrument.measuring
-        if link is None or link.commands_waiting or self.paused or not measuring:
+        waits = self._recorder.completed < self._attention_at
+        if link is None or link.commands_waiting or self.paused or not measuring or not waits:
             self._obey()
         else:
             self._recorder.hook_seconds += time.perf_counter() - begin
@@ -284,10 +318,12 @@ class Run:
         if self._link is None:
             return
         commands = self._link.take_commands()
-        if not commands and not self.paused:
+        attention = self._recorder.completed >= self._attention_at
+        if not commands and not self.paused and not attention:
             self._rate = self._learning_rate()
             return
         self._recorder.drain()
+        self._settle()
         while True:
             for command in commands:
                 self._answer(command)
@@ -340,6 +376,7 @@ class Run:
     def end_epoch(self, /, logs: Mapping[str, Any] | None = None, **values: Any) -> None:
         """The epoch is over; `logs` and `values` hold its means and, as `val_…`, its validation."""
         self._recorder.drain()
+        self._settle()
         found = numbers({**(logs or {}), **values})
         self.emit(EpochEnded(step=self.step, time=self._now(), epoch=self._epoch, logs=found))
         if self._own_loop:
@@ -349,6 +386,7 @@ class Run:
     def begin_validation(self) -> None:
         """Until `end_validation` no step is trained."""
         self._recorder.drain()
+        self._settle()
         self._set_state("validating")
 
     @_harmless
@@ -441,8 +479,28 @@ class Run:
             del _OPEN[self.model]
 
     def _answer(self, command: Command) -> None:
-        if self._steering is not None:
-            self.emit(self._steering.answer(command, self._now()))
+        if self._steering is None:
+            return
+        reply = self._steering.answer(command, self._now())
+        if not self._steering.awaits(reply):
+            self.emit(reply)
+        self._attention_at = self._steering.attention_at
+
+    def _tick(self) -> None:
+        """Called from the sender's thread, often."""
+        self._recorder.tick()
+        if self._steering is not None and self._steering.snapshot_due:
+            self._attention_at = 0
+
+    def _settle(self, *, last: bool = False) -> None:
+        """Does what steering does by itself, and sends the answers that are complete now."""
+        if self._steering is None:
+            return
+        history = self._steering.history
+        for reply in self._steering.tick(self._now(), last=last):
+            self.emit(reply)
+        self._recorder.hook_seconds += history.take_seconds()
+        self._attention_at = self._steering.attention_at
 
     def _set_state(self, state: State, reason: str = "") -> None:
         self.emit(StateChanged(step=self.step, time=self._now(), state=state, reason=reason))
@@ -498,11 +556,13 @@ class Run:
 
 
 def check_arguments(
+    *,
     name: str | None,
     directory: object,
     bind: str | None,
     overhead_budget: float,
     statistics_every: int | None,
+    snapshot_memory: int,
 ) -> None:
     """Raises ValueError with what was received and what is possible."""
     if directory is not None and not isinstance(directory, str | os.PathLike):
@@ -523,6 +583,10 @@ def check_arguments(
         raise ValueError(
             f"statistics_every: received {statistics_every!r}; possible are None (as the overhead budget allows), "
             "0 (never) and whole numbers of steps"
+        )
+    if not isinstance(snapshot_memory, int) or isinstance(snapshot_memory, bool) or snapshot_memory < 0:
+        raise ValueError(
+            f"snapshot_memory: received {snapshot_memory!r}; possible are whole numbers of MiB, 0 to keep none"
         )
     check_bind(bind)
 

@@ -45,11 +45,16 @@ class SteeredFit(keras.callbacks.Callback):
         self.stopped = False
         self.callbacks: Sequence[keras.callbacks.Callback] = ()
         self.replies: list[Reply] = []
+        """At once."""
+        self.verified: list[Reply] = []
+        """Once the step after the change was done, of those that wait for it."""
         self.events: list[Event] = []
         self.traces = 0
         self.read_rates = read_rates
         self.rates: list[float] = []
         """The rate read before each step."""
+        self.last_values: dict[str, float] = {}
+        self.sampled_update = None
         self.held: list[object] = []
         """Earlier train functions: whoever else may hold them, they must not come back."""
         self.steering = Steering(self, control=control)
@@ -90,6 +95,7 @@ class SteeredFit(keras.callbacks.Callback):
         self.steering.install(in_fit=True)
 
     def on_train_batch_begin(self, batch: int, logs: object = None) -> None:
+        self.verified += self.steering.tick(time=1.0)
         for text in self.script.pop(self.step, ()):
             self.send(text)
         self._first = batch

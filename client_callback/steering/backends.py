@@ -11,6 +11,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, Protocol
 
 import keras
+import numpy as np
+import numpy.typing as npt
 
 from client_callback.steering.training import Refused
 
@@ -34,6 +36,12 @@ class Backend(Protocol):
 
     def copy(self, pairs: Iterable[tuple[Any, Any]]) -> None:
         """Assigns, for each (target, source) of Keras variables, each replica's own value."""
+
+    def host(self, variable: Any) -> npt.NDArray[Any]:
+        """A copy of the variable's value in host memory. Of one that is not the same everywhere: `[replicas, …]`."""
+
+    def set_from_host(self, variable: Any, value: npt.NDArray[Any]) -> None:
+        """Gives the variable back what `host` copied, each replica its own, bit for bit."""
 
     def rehearse(self, model: Any, optimizer: Any, twin: Callable[[], Any]) -> None:
         """Tries one update of the model by `optimizer` and changes nothing; raises what the update raises.
@@ -68,6 +76,19 @@ class TensorFlowBackend:
         for target, source in pairs:
             strategy = getattr(target.value, "distribute_strategy", None) or tf.distribute.get_strategy()
             strategy.extended.update(target.value, lambda a, b: a.assign(b), args=(source.value,))
+
+    def host(self, variable: Any) -> npt.NDArray[Any]:
+        """Mirrored variables are the same on every replica; those summed up when read are not."""
+        parts = _replica_values(variable)
+        if len(parts) == 1:
+            return np.array(parts[0].numpy())
+        return np.stack([part.numpy() for part in parts])
+
+    def set_from_host(self, variable: Any, value: npt.NDArray[Any]) -> None:
+        """Component by component: assigning the whole would share a sum out anew."""
+        parts = _replica_values(variable)
+        for part, one in zip(parts, [value] if len(parts) == 1 else value, strict=True):
+            part.assign(one)
 
     def rehearse(self, model: Any, optimizer: Any, twin: Callable[[], Any]) -> None:
         """Traces the update and runs nothing."""
@@ -122,6 +143,14 @@ class JaxBackend:
         for target, source in pairs:
             target.assign(jnp.array(source.value, copy=True))
 
+    def host(self, variable: Any) -> npt.NDArray[Any]:
+        """Of an array laid out over several devices: the whole."""
+        return np.array(variable.value)
+
+    def set_from_host(self, variable: Any, value: npt.NDArray[Any]) -> None:
+        """A copy: JAX may use an array of numpy's as it is, and the step may then overwrite it."""
+        variable.assign(np.array(value))
+
     def rehearse(self, model: Any, optimizer: Any, twin: Callable[[], Any]) -> None:
         """Traces the update and runs nothing."""
         import jax  # noqa: PLC0415 (only where JAX is the backend)
@@ -161,6 +190,23 @@ class TorchBackend:
         for target, source in pairs:
             target.assign(source.value)
 
+    def host(self, variable: Any) -> npt.NDArray[Any]:
+        """Bits of what numpy has no type for, as whole numbers."""
+        import torch  # noqa: PLC0415 (only where torch is the backend)
+
+        value = variable.value.detach().cpu()
+        if value.dtype == torch.bfloat16:
+            value = value.view(torch.int16)
+        return np.array(value.numpy())
+
+    def set_from_host(self, variable: Any, value: npt.NDArray[Any]) -> None:
+        """Into the variable's own memory."""
+        import torch  # noqa: PLC0415 (only where torch is the backend)
+
+        target, found = variable.value, torch.from_numpy(np.array(value))
+        with torch.no_grad():
+            target.copy_(found.view(torch.bfloat16) if target.dtype == torch.bfloat16 else found)
+
     def rehearse(self, model: Any, optimizer: Any, twin: Callable[[], Any]) -> None:
         """Has the twin update small stand-ins of the weights: torch cannot trace without running."""
         import torch  # noqa: PLC0415 (only where torch is the backend)
@@ -175,6 +221,12 @@ class TorchBackend:
 
     def forget_trace(self, model: Any) -> None:
         """There is none."""
+
+
+def _replica_values(variable: Any) -> list[Any]:
+    """The variable of each replica; of a mirrored one the first would do, but all must be written."""
+    value = variable.value
+    return list(getattr(value, "values", None) or [value])
 
 
 _JAX_STATE = ("trainable_variables", "non_trainable_variables", "optimizer_variables", "metrics_variables")

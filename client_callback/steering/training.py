@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from client_callback.wire.protocol import Event, Scalar, StateChanged
+from client_callback.wire.protocol import Event, Measured, Scalar, StateChanged
 
 
 class Refused(Exception):  # noqa: N818 (an answer rather than an error)
@@ -26,6 +26,10 @@ class Outcome:
     """As read back from the model after."""
     reason: str = ""
     """What is worth knowing beyond the values; empty when nothing is."""
+    undoes: str = ""
+    """Id of the command that was taken back."""
+    changed: bool = True
+    """Whether anything is other than before, where readings of the settings cannot tell."""
 
 
 class Training(Protocol):
@@ -50,6 +54,14 @@ class Training(Protocol):
     @property
     def optimizer_used(self) -> bool:
         """Whether the train step applies the model's optimizer, as far as is known."""
+
+    @property
+    def last_values(self) -> Mapping[str, float]:
+        """What was measured inside the last completed step, by series; empty when nothing is."""
+
+    @property
+    def sampled_update(self) -> Measured | None:
+        """‖Δw‖/‖w‖ of the last step that was sampled. `None`: none was."""
 
     def pause(self) -> None:
         """Holds training before its next batch."""
@@ -77,3 +89,15 @@ def announce_resting_state(training: Training, time: float) -> None:
     """Says that the training is running, or paused, after it was busy with something else."""
     state: Literal["paused", "running"] = "paused" if training.paused else "running"
     training.emit(StateChanged(step=training.step, time=time, state=state))
+
+
+def retrace(training: Training, change: Callable[[], None], time: float, reason: str) -> None:
+    """Runs a change to what the compiled step holds, has the step traced anew, and says so meanwhile."""
+    training.emit(StateChanged(step=training.step, time=time, state="recompiling", reason=reason))
+    try:
+        training.rebuild(change)
+    except BaseException:
+        announce_resting_state(training, time)
+        raise
+    if training.paused:
+        announce_resting_state(training, time)

@@ -1,0 +1,275 @@
+"""What was changed so far, and the way back: `snapshot`, `rollback`, `undo`, `redo`.
+
+Each change keeps the state just before it, so that `undo` gives back the training itself and not only a setting.
+`Steering` calls `begin` before a change, then `commit` or `abandon`.
+"""
+
+from __future__ import annotations
+
+import time as clock
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from client_callback.steering.backends import current_backend
+from client_callback.steering.describe import describe_optimizer
+from client_callback.steering.handling import Handling, Handlings
+from client_callback.steering.settings import (
+    Settings,
+    changed,
+    differences,
+    read_settings,
+    tell_settings,
+)
+from client_callback.steering.snapshots import MOST_CHANGES, Kind, Snapshot, Snapshots
+from client_callback.steering.state import State, can_capture, capture, restore, write_settings
+from client_callback.steering.training import Outcome, Refused, Training, retrace
+from client_callback.wire import commands
+from client_callback.wire.protocol import OptimizerChanged, PlanLine, SnapshotsChanged
+
+_NOT_REWOUND = "the data goes on from the next batch, it cannot be rewound"
+
+
+@dataclass(eq=False)
+class Change:
+    """One command that changed the training."""
+
+    id: str
+    text: str
+    before: Snapshot
+    settings: Settings
+    """What it set, as it was before."""
+
+
+class History:
+    """The changes of one training and its snapshots."""
+
+    def __init__(self, training: Training, snapshots: Snapshots) -> None:
+        self.snapshots = snapshots
+        self.done: list[Change] = []
+        self.undone: list[tuple[Change, Snapshot]] = []
+        """Changes taken back, with the state as it was then; the last is the first to come again."""
+        self._seconds = 0.0
+        self._training = training
+
+    # ── What a transaction needs ────────────────────────────────────────────────────────────────────
+
+    def take(self, kind: Kind, *, name: str = "", reason: str = "") -> Snapshot:
+        """Keeps the state as it is now.
+
+        Raises:
+            Refused: there is nothing to keep yet.
+        """
+        model = self._training.model
+        if not can_capture(model):
+            raise Refused(
+                "there is no state to keep: the run has no model with an optimizer, or Keras builds it with the "
+                "first batch"
+            )
+        begin = clock.perf_counter()
+        state = capture(model, self._training.step, with_values=bool(self.snapshots.memory_bytes))
+        snapshot = self.snapshots.add(state, kind, name=name, reason=reason)
+        seconds = clock.perf_counter() - begin
+        self._seconds += seconds
+        self.snapshots.note_cost(seconds, clock.monotonic())
+        self._announce(seconds)
+        return snapshot
+
+    def take_seconds(self) -> float:
+        """Seconds that taking snapshots took since this was last asked."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
+
+    def begin(self, text: str) -> Snapshot:
+        """The state before a change."""
+        return self.take("change", reason=text)
+
+    def commit(self, id_: str, text: str, before: Snapshot) -> bool:
+        """The change was made. Returns whether any setting is another now."""
+        model = self._training.model
+        with current_backend().state(model):
+            settings = changed(before.state.settings, read_settings(model))
+        self.done.append(Change(id_, text, before, settings))
+        for _, after in self.undone:
+            self.snapshots.drop(after)
+        self.undone.clear()
+        while len(self.done) > MOST_CHANGES:
+            self.snapshots.drop(self.done.pop(0).before)
+        return bool(settings)
+
+    def abandon(self, before: Snapshot) -> None:
+        """The change was not made, or changed nothing."""
+        self.snapshots.drop(before)
+        self._announce(0.0)
+
+    def put_back(self, before: Snapshot, time: float) -> None:
+        """The change failed: everything is as it was."""
+        self._restore(self.snapshots.load(before), time, "back after a failure")
+
+    def keep_recent(self) -> None:
+        """Takes a snapshot by itself when it is time; the first is the start."""
+        if not can_capture(self._training.model) or not self.snapshots.memory_bytes:
+            return
+        if not any(one.kind == "start" for one in self.snapshots.kept):
+            self.take("start", name="start")
+        elif self.snapshots.due(clock.monotonic()):
+            self.take("periodic")
+
+    def revert(self, settings: Settings, time: float, reason: str) -> Outcome:
+        """Sets back what a change set; the weights stay as they are by now."""
+        model = self._training.model
+        with current_backend().state(model):
+            told = tell_settings(model)
+            write_settings(model, settings, self._rebuild(time, reason))
+            before, after = differences(told, tell_settings(model))
+        self._announce_optimizer(time)
+        return Outcome(before=before, after=after)
+
+    # ── Commands ────────────────────────────────────────────────────────────────────────────────────
+
+    def handlings(self) -> Handlings:
+        """Those of going back."""
+        return {
+            commands.TakeSnapshot: Handling(carry_out=self._snapshot, plan=self._plan_snapshot),
+            commands.Rollback: Handling(
+                carry_out=self._rollback,
+                plan=self._plan_rollback,
+                subjects=frozenset({"rate", "optimizer", "layers", "weights", "loss"}),
+            ),
+            commands.Undo: Handling(carry_out=self._undo, plan=self._plan_undo),
+            commands.Redo: Handling(carry_out=self._redo, plan=self._plan_redo),
+        }
+
+    def _snapshot(self, training: Training, instruction: commands.TakeSnapshot, time: float) -> Outcome:
+        if not self.snapshots.memory_bytes:
+            raise Refused("this run keeps no snapshots (snapshot_memory=0)")
+        kept = self.take("named", name=instruction.name or f"step-{training.step}")
+        if kept.dropped:
+            raise Refused(f"the snapshot takes {kept.nbytes >> 20} MiB and could not be kept on disk either")
+        where = " on disk" if kept.file is not None else ""
+        return Outcome(after={"snapshot": kept.name}, reason=f"{kept.nbytes / 2**20:.1f} MiB{where}")
+
+    def _plan_snapshot(self, training: Training, instruction: commands.TakeSnapshot) -> list[PlanLine]:
+        return [PlanLine(topic="does", text="keeps weights, optimizer, settings and seeds as they are now")]
+
+    def _rollback(self, training: Training, instruction: commands.Rollback, time: float) -> Outcome:
+        target = self.snapshots.find(instruction.to)
+        outcome = self._go_to(self.snapshots.load(target), time, f"rollback to step {target.step}")
+        reason = f"the training is as it was before step {target.step}; {_NOT_REWOUND}"
+        return Outcome(before=outcome.before, after=outcome.after, reason=reason)
+
+    def _plan_rollback(self, training: Training, instruction: commands.Rollback) -> list[PlanLine]:
+        target = self.snapshots.find(instruction.to)
+        lost = training.step - target.step
+        return [
+            PlanLine(topic="does", text=f"the training as it was before step {target.step}, bit for bit"),
+            PlanLine(topic="resets", text=f"what was learned in {lost} steps since; `undo` brings it back"),
+            *self._plan_settings(target.state.settings),
+            PlanLine(topic="warning", text=_NOT_REWOUND),
+        ]
+
+    def _undo(self, training: Training, instruction: commands.Undo, time: float) -> Outcome:
+        change = self._last_done()
+        if instruction.settings:
+            outcome = self.revert(change.settings, time, f"undo settings of {change.text}")
+            self.done.pop()
+            self.snapshots.drop(change.before)
+            return Outcome(
+                before=outcome.before,
+                after=outcome.after,
+                reason=f"took back what {change.text!r} had set; the weights stay",
+                undoes=change.id,
+            )
+        state = self.snapshots.load(change.before)
+        now = self.take("change", reason=f"undo of {change.text}")
+        outcome = self._go_to(state, time, f"undo of {change.text}")
+        self.done.pop()
+        self.undone.append((change, now))
+        lost = now.step - state.step
+        since = f" and the {lost} steps since" if lost else ""
+        return Outcome(
+            before=outcome.before,
+            after=outcome.after,
+            reason=f"took back {change.text!r}{since}; {_NOT_REWOUND}",
+            undoes=change.id,
+        )
+
+    def _plan_undo(self, training: Training, instruction: commands.Undo) -> list[PlanLine]:
+        change = self._last_done()
+        lines = [PlanLine(topic="does", text=f"takes back {change.text!r} of step {change.before.step}")]
+        if not instruction.settings:
+            self.snapshots.load(change.before)
+            lost = training.step - change.before.step
+            lines.append(PlanLine(topic="resets", text=f"what was learned in {lost} steps since"))
+        return lines + self._plan_settings(change.settings)
+
+    def _redo(self, training: Training, instruction: commands.Redo, time: float) -> Outcome:
+        change, after = self._last_undone()
+        outcome = self._go_to(self.snapshots.load(after), time, f"redo of {change.text}")
+        self.undone.pop()
+        self.done.append(change)
+        self.snapshots.drop(after)
+        return Outcome(
+            before=outcome.before,
+            after=outcome.after,
+            reason=f"{change.text!r} is in effect again, with the weights of step {after.step}; {_NOT_REWOUND}",
+        )
+
+    def _plan_redo(self, training: Training, instruction: commands.Redo) -> list[PlanLine]:
+        change, after = self._last_undone()
+        return [
+            PlanLine(topic="does", text=f"brings back {change.text!r} with the weights of step {after.step}"),
+            *self._plan_settings(after.state.settings),
+        ]
+
+    # ── Inside ──────────────────────────────────────────────────────────────────────────────────────
+
+    def _last_done(self) -> Change:
+        if not self.done:
+            raise Refused(
+                f"nothing to undo; `rollback` goes back to a snapshot, possible: {self.snapshots.possible()}"
+            )
+        return self.done[-1]
+
+    def _last_undone(self) -> tuple[Change, Snapshot]:
+        if not self.undone:
+            raise Refused("nothing to redo: no `undo` since the last change")
+        return self.undone[-1]
+
+    def _go_to(self, state: State, time: float, reason: str) -> Outcome:
+        """The training as it was then; the answer tells the settings that are others now."""
+        model = self._training.model
+        with current_backend().state(model):
+            told = tell_settings(model)
+            self._restore(state, time, reason)
+            before, after = differences(told, tell_settings(model))
+        self._announce_optimizer(time)
+        return Outcome(before=before, after=after)
+
+    def _restore(self, state: State, time: float, reason: str) -> None:
+        restore(self._training.model, state, self._rebuild(time, reason))
+
+    def _rebuild(self, time: float, reason: str) -> Callable[[Callable[[], None]], None]:
+        return lambda change: retrace(self._training, change, time, reason)
+
+    def _plan_settings(self, wanted: Settings) -> list[PlanLine]:
+        model = self._training.model
+        with current_backend().state(model):
+            different = sorted(changed(read_settings(model), wanted))
+        lines = []
+        if different:
+            lines.append(PlanLine(topic="does", text=f"sets back {', '.join(different)}"))
+        if set(different) - {"learning_rate"}:
+            lines.append(PlanLine(topic="recompiles", text="the train step is traced anew"))
+        return lines
+
+    def _announce(self, seconds: float) -> None:
+        training = self._training
+        event = SnapshotsChanged(
+            step=training.step, time=clock.time(), snapshots=self.snapshots.described(), seconds=seconds
+        )
+        training.emit(event)
+
+    def _announce_optimizer(self, time: float) -> None:
+        described = describe_optimizer(self._training.model, self._training.callbacks)
+        if described is not None:
+            self._training.emit(OptimizerChanged(step=self._training.step, time=time, optimizer=described))
