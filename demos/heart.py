@@ -56,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--steps-per-execution", type=int, default=1, help="steps per compiled call (default 1)"
     )
+    parser.add_argument("--name", default="heart", help="of the run (default heart)")
     parser.add_argument("--quiet", action="store_true", help="print only the held-out accuracy at the end")
     options = parser.parse_args(argv)
 
@@ -67,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         validation_data=(x_test, y_test),
         epochs=options.epochs,
         batch_size=options.batch_size,
-        callbacks=[MonitorCallback(name="heart")],
+        callbacks=[MonitorCallback(name=options.name)],
         verbose=0 if options.quiet else 2,
     )
     _, accuracy = model.evaluate(x_test, y_test, verbose=0)

@@ -141,7 +141,7 @@ def test_beyond_the_disk_the_oldest_changes_lose_their_values_and_say_so(tmp_pat
     for step in range(2, 14):
         snapshots.add(some_state(step), "change")
     assert not start.dropped and first.dropped
-    with pytest.raises(Refused, match="step 1 is no longer kept"):
+    with pytest.raises(Refused, match="weights of step 1 are not kept"):
         snapshots.load(first)
     assert snapshots.find("start") is start and snapshots.find("last").step == 13
     snapshots.close()

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from client_callback.steering.backends import current_backend
-from client_callback.steering.describe import describe_optimizer
+from client_callback.steering.describe import current_optimizer, describe_optimizer
 from client_callback.steering.handling import Handling, Handlings
 from client_callback.steering.settings import (
     Settings,
@@ -21,7 +21,7 @@ from client_callback.steering.settings import (
     tell_settings,
 )
 from client_callback.steering.snapshots import MOST_CHANGES, Kind, Snapshot, Snapshots
-from client_callback.steering.state import State, can_capture, capture, restore, write_settings
+from client_callback.steering.state import State, capture, has_variables, restore, write_settings
 from client_callback.steering.training import Outcome, Refused, Training, retrace
 from client_callback.wire import commands
 from client_callback.wire.protocol import OptimizerChanged, PlanLine, SnapshotsChanged
@@ -60,13 +60,11 @@ class History:
             Refused: there is nothing to keep yet.
         """
         model = self._training.model
-        if not can_capture(model):
-            raise Refused(
-                "there is no state to keep: the run has no model with an optimizer, or Keras builds it with the "
-                "first batch"
-            )
+        if current_optimizer(model) is None:
+            raise Refused("there is no state to keep: this run has no model with an optimizer")
         begin = clock.perf_counter()
-        state = capture(model, self._training.step, with_values=bool(self.snapshots.memory_bytes))
+        with_values = bool(self.snapshots.memory_bytes) and has_variables(model)
+        state = capture(model, self._training.step, with_values=with_values)
         snapshot = self.snapshots.add(state, kind, name=name, reason=reason)
         seconds = clock.perf_counter() - begin
         self._seconds += seconds
@@ -107,7 +105,7 @@ class History:
 
     def keep_recent(self) -> None:
         """Takes a snapshot by itself when it is time; the first is the start."""
-        if not can_capture(self._training.model) or not self.snapshots.memory_bytes:
+        if not has_variables(self._training.model) or not self.snapshots.memory_bytes:
             return
         if not any(one.kind == "start" for one in self.snapshots.kept):
             self.take("start", name="start")
@@ -151,6 +149,16 @@ class History:
     def _plan_snapshot(self, training: Training, instruction: commands.TakeSnapshot) -> list[PlanLine]:
         return [PlanLine(topic="does", text="keeps weights, optimizer, settings and seeds as they are now")]
 
+    def go_back(self, to: str, time: float) -> str:
+        """Back to a snapshot, as the first part of a change; returns what is to be said of it.
+
+        Raises:
+            Refused: there is none such.
+        """
+        target = self.snapshots.find(to)
+        self._restore(self.snapshots.load(target), time, f"rollback to step {target.step}")
+        return f"from the state before step {target.step}; {_NOT_REWOUND}"
+
     def _rollback(self, training: Training, instruction: commands.Rollback, time: float) -> Outcome:
         target = self.snapshots.find(instruction.to)
         outcome = self._go_to(self.snapshots.load(target), time, f"rollback to step {target.step}")
@@ -158,8 +166,12 @@ class History:
         return Outcome(before=outcome.before, after=outcome.after, reason=reason)
 
     def _plan_rollback(self, training: Training, instruction: commands.Rollback) -> list[PlanLine]:
-        target = self.snapshots.find(instruction.to)
-        lost = training.step - target.step
+        return self.plan_going_back(instruction.to)
+
+    def plan_going_back(self, to: str) -> list[PlanLine]:
+        """What going back to a snapshot would do. Raises Refused when there is none such."""
+        target = self.snapshots.find(to)
+        lost = self._training.step - target.step
         return [
             PlanLine(topic="does", text=f"the training as it was before step {target.step}, bit for bit"),
             PlanLine(topic="resets", text=f"what was learned in {lost} steps since; `undo` brings it back"),

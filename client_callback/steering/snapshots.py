@@ -46,7 +46,7 @@ class Snapshot:
     file: Path | None = None
     nbytes: int = 0
     dropped: bool = False
-    """Whether only its settings are left: the budget did not hold its values."""
+    """Whether there are only its settings: the model had no variables yet, or the budget did not hold them."""
 
     @property
     def step(self) -> int:
@@ -85,7 +85,7 @@ class Snapshots:
     def add(self, state: State, kind: Kind, *, name: str = "", reason: str = "") -> Snapshot:
         """Keeps a state; one of the same name goes. What the budget no longer holds goes to disk, then away."""
         self.kept = [one for one in self.kept if not (name and one.name == name) or self._forget(one)]
-        snapshot = Snapshot(state, kind, name, reason, nbytes=state.nbytes)
+        snapshot = Snapshot(state, kind, name, reason, nbytes=state.nbytes, dropped=not state.values)
         self.kept.append(snapshot)
         self._thin()
         self._fit_budget()
@@ -127,7 +127,7 @@ class Snapshots:
         """
         if snapshot.dropped:
             raise Refused(
-                f"the state of step {snapshot.step} is no longer kept (snapshot_memory holds "
+                f"the weights of step {snapshot.step} are not kept (snapshot_memory holds "
                 f"{self.memory_bytes >> 20} MiB); `undo settings` sets back what was set"
             )
         if snapshot.file is None:

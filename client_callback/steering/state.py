@@ -46,15 +46,16 @@ class State:
         return sum(value.nbytes for value in self.values.values())
 
 
-def can_capture(model: Any | None) -> bool:
-    """Whether there are variables to keep: a model that Keras builds with its first batch has none before."""
+def has_variables(model: Any | None) -> bool:
+    """Whether there is a state to keep: a model that Keras builds with its first batch has none before."""
     return model is not None and bool(model.built) and current_optimizer(model) is not None
 
 
 def capture(model: Any, step: int, *, with_values: bool = True) -> State:
     """A copy of everything, or of the settings alone; waits for the device."""
     with current_backend().state(model):
-        _build_optimizer(model)
+        if with_values:
+            _build_optimizer(model)
         variables = tuple(variables_of(model)) if with_values else ()
         host = current_backend().host
         values = {id(variable): host(variable) for variable in variables}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import time as clock
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,12 @@ from client_callback.steering.rate_control import (
     remove_controls,
     updates,
 )
+from client_callback.steering.settings import differences, tell_settings
 from client_callback.steering.snapshots import MEMORY_BYTES, Snapshot, Snapshots
 from client_callback.steering.training import Outcome, Refused, Training
 from client_callback.steering.verification import Verification, weights_now, weights_of
 from client_callback.wire import commands
-from client_callback.wire.protocol import Command, Problem, Reply
+from client_callback.wire.protocol import Command, PlanLine, Problem, Reply
 
 _REASON_LENGTH = 4_000
 """Characters of an error that are passed on: TensorFlow's can be long."""
@@ -127,17 +129,20 @@ class Steering:
             order = commands.parse(command.text)
             handling = self.handlings[type(order.instruction)]
             self._check_allowed(order, handling)
-            plan = handling.plan(self._training, order.instruction)
+            plan = self._plan(order, handling)
             if order.dry_run:
                 return self._reply(command, time, Outcome(), status="planned", plan=plan)
             if handling.subjects:
                 before = self.history.begin(command.text)
-            outcome = handling.carry_out(self._training, order.instruction, time)
+            outcome = self._carry_out(order, handling, time)
             reply = self._reply(command, time, outcome)
-            return reply if before is None else self._committed(reply, handling, before, outcome)
+            if before is None:
+                return reply
+            moves_weights = bool(order.origin) or "weights" in handling.subjects
+            return self._committed(reply, handling, before, outcome, moves_weights=moves_weights)
         except (Refused, commands.CommandError) as refusal:
             if before is not None:
-                self.history.abandon(before)
+                self._put_back(before, time)
             return self._reply(command, time, Outcome(reason=str(refusal)), status="refused")
         except Exception as error:  # noqa: BLE001 (the edge to foreign code: the reply carries the error)
             reason = _explain(error)
@@ -173,6 +178,24 @@ class Steering:
         self.attention_at = 0 if self._waiting else NEVER
         return replies
 
+    def _plan(self, order: commands.Order, handling: Handling) -> list[PlanLine]:
+        """What would happen. Raises Refused for what cannot be."""
+        back = self.history.plan_going_back(order.origin) if order.origin else []
+        return [*back, *handling.plan(self._training, order.instruction)]
+
+    def _carry_out(self, order: commands.Order, handling: Handling, time: float) -> Outcome:
+        """Makes the change, from an earlier state if it says so; the answer compares with the state just before."""
+        if not order.origin:
+            return handling.carry_out(self._training, order.instruction, time)
+        with current_backend().state(self._training.model):
+            told = tell_settings(self._training.model)
+        back = self.history.go_back(order.origin, time)
+        outcome = handling.carry_out(self._training, order.instruction, time)
+        with current_backend().state(self._training.model):
+            before, after = differences(told, tell_settings(self._training.model))
+        reason = "; ".join(part for part in (back, outcome.reason) if part)
+        return replace(outcome, before=before, after={**after, **outcome.after}, reason=reason)
+
     def _check_allowed(self, order: commands.Order, handling: Handling) -> None:
         if not self._control and handling.changes_training and not order.dry_run:
             free = [
@@ -184,10 +207,12 @@ class Steering:
         if handling.of_optimizer:
             self._check_loop()
 
-    def _committed(self, reply: Reply, handling: Handling, before: Snapshot, outcome: Outcome) -> Reply:
+    def _committed(
+        self, reply: Reply, handling: Handling, before: Snapshot, outcome: Outcome, *, moves_weights: bool
+    ) -> Reply:
         """The change was made: it can be undone from now on, unless nothing is other than it was."""
         different = self.history.commit(reply.id, reply.text, before)
-        if not different and not ("weights" in handling.subjects and outcome.changed):
+        if not different and not (moves_weights and outcome.changed):
             self.history.done.pop()
             self.history.abandon(before)
             reason = "; ".join(part for part in ("it was so already", reply.reason) if part)
@@ -197,7 +222,7 @@ class Steering:
             wanted = outcome.after.get("learning_rate") if "rate" in handling.subjects else None
             rate = float(wanted) if isinstance(wanted, int | float) else None
             model = self._training.model
-            weights = {} if "weights" in handling.subjects else weights_of(model, before.state)
+            weights = {} if moves_weights else weights_of(model, before.state)
             self._waiting.append(Verification(reply, weights or weights_now(model), rate))
             self.attention_at = 0
         return reply

@@ -23,7 +23,8 @@ class CommandHelp(msgspec.Struct, frozen=True):
     parse: p.Parser
     group: Literal["rate", "optimizer", "layers", "training", "back", "later"]
     suffixes: Literal["", "at", "all"] = "at"
-    """`at`: it may wait (`at …`, `when plateau`). `all`: it may also end (`for …`) and be guarded (`unless …`)."""
+    """`at`: it may wait (`at …`, `when plateau`). `all`: it may also end (`for …`), be guarded (`unless …`) and begin
+    from an earlier state (`from …`)."""
 
 
 COMMANDS: dict[str, CommandHelp] = {
@@ -61,6 +62,7 @@ COMMANDS: dict[str, CommandHelp] = {
                 "optimizer sgd learning_rate=0.01 momentum=0.9",
                 "optimizer adamw weight_decay=0.01",
                 "optimizer sgd learning_rate=match",
+                "optimizer sgd learning_rate=1e-4 from start",
             ),
             p.parse_optimizer,
             "optimizer",

@@ -21,6 +21,7 @@ SUFFIXES = {
     "when": "when plateau",
     "for": "for N steps",
     "unless": "unless SERIES rises|falls P% in N steps",
+    "from": "from start | last | STEP | NAME",
 }
 """What may follow a command, by its first word."""
 
@@ -93,8 +94,8 @@ def _with_suffixes(order: Order, words: Sequence[str], name: str, allowed: str) 
         key = rest.pop(0)
         end = next((place for place, word in enumerate(rest) if word in SUFFIXES), len(rest))
         part, rest = rest[:end], rest[end:]
-        if key in ("for", "unless") and allowed != "all":
-            raise CommandError(f"{name} cannot be taken back by itself, so {key} … does not fit it")
+        if key in ("for", "unless", "from") and allowed != "all":
+            raise CommandError(f"{name} sets nothing that lasts, so {key} … does not fit it")
         order = _SUFFIX_PARSERS[key](order, part, name)
     return order
 
@@ -141,7 +142,14 @@ def _unless(order: Order, words: Sequence[str], name: str) -> Order:
     return msgspec.structs.replace(order, unless=i.Unless(words[0], change, share, steps))
 
 
-_SUFFIX_PARSERS = {"at": _at, "when": _when, "for": _for, "unless": _unless}
+def _from(order: Order, words: Sequence[str], name: str) -> Order:
+    if order.origin or len(words) != 1:
+        received = " ".join(words) or "nothing"
+        raise CommandError(f"{name} from: received {received!r}; write {SUFFIXES['from']}")
+    return msgspec.structs.replace(order, origin=words[0])
+
+
+_SUFFIX_PARSERS = {"at": _at, "when": _when, "for": _for, "unless": _unless, "from": _from}
 
 
 # ── Completion ────────────────────────────────────────────────────────────────────────────────────

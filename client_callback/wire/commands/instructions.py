@@ -298,5 +298,7 @@ class Order(_Instruction, frozen=True):
     lasts: int | None = None
     """Steps after which what was set is set back. `None`: it stays."""
     unless: Unless | None = None
+    origin: str = ""
+    """`from start`: what `rollback` takes; the training goes back there first. Empty: it goes on from where it is."""
     dry_run: bool = False
     """Whether only to say what would happen."""
