@@ -11,7 +11,9 @@ from typing import Any
 
 import keras
 
+from client_callback.replayed import checked_replay
 from client_callback.run import COUNTED_BY_GUARD, OVERHEAD_BUDGET, SNAPSHOT_MEMORY, Run, check_arguments
+from client_callback.steering.actions import Action, checked_actions
 
 
 class MonitorCallback(keras.callbacks.Callback):  # type: ignore[misc] # Keras has no types
@@ -33,6 +35,10 @@ class MonitorCallback(keras.callbacks.Callback):  # type: ignore[misc] # Keras h
             budget allows.
         snapshot_memory: MiB of host memory for states of the training that `undo` and `rollback` go back to; what it
             does not hold goes to disk. 0: none are kept.
+        replay: a recording, whose commands are carried out in each `fit` at the same steps.
+        actions: commands of your own, such as `{"render": draw}`. The function is called between two batches with
+            the command's further words as texts and, where it has a parameter `model`, the model; what it returns (a
+            text, a number or a dict of these) is in the answer, and what it changes of the model can be undone.
 
     Raises:
         ValueError: an argument is out of range.
@@ -49,6 +55,8 @@ class MonitorCallback(keras.callbacks.Callback):  # type: ignore[misc] # Keras h
         overhead_budget: float = OVERHEAD_BUDGET,
         statistics_every: int | None = None,
         snapshot_memory: int = SNAPSHOT_MEMORY,
+        replay: str | os.PathLike[str] | None = None,
+        actions: Mapping[str, Action] | None = None,
     ) -> None:
         super().__init__()
         if COUNTED_BY_GUARD:
@@ -63,6 +71,8 @@ class MonitorCallback(keras.callbacks.Callback):  # type: ignore[misc] # Keras h
             statistics_every=statistics_every,
             snapshot_memory=snapshot_memory,
         )
+        self._actions = checked_actions(actions)
+        self._replay = checked_replay(replay, control=control)
         self._snapshot_memory = snapshot_memory
         self._name, self._directory, self._record = name, directory, record
         self._control, self._bind = control, bind
@@ -93,6 +103,8 @@ class MonitorCallback(keras.callbacks.Callback):  # type: ignore[misc] # Keras h
             overhead_budget=self._budget,
             statistics_every=self._every,
             snapshot_memory=self._snapshot_memory,
+            replay=self._replay,
+            actions=self._actions,
             callbacks=() if fit_callbacks is None else fit_callbacks.callbacks,
         )
         self._run = run

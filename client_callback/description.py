@@ -28,6 +28,7 @@ def describe_run(
     steps_per_epoch: int | None,
     statistics_every: int,
     control: bool,
+    actions: tuple[str, ...] = (),
 ) -> RunDescription:
     """A new run's description, with an id of its own."""
     variables = [] if model is None else list(model.trainable_variables)
@@ -55,6 +56,7 @@ def describe_run(
         steps_per_execution=int(getattr(model, "steps_per_execution", 1) or 1),
         statistics_every=statistics_every,
         control=control,
+        actions=actions,
         version=_version("unstuck"),
     )
 

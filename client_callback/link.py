@@ -19,17 +19,20 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import zmq
 
-from client_callback.bell import Bell
+from client_callback.control import SILENCE_S, Control
 from client_callback.resources import ResourceMonitor
 from client_callback.serving import Server, check_bind
 from client_callback.tail import Tail
 from client_callback.wire import folders, protocol, runs
+from client_callback.wire.bell import Bell
 from client_callback.wire.journal import JournalWriter
 from client_callback.wire.protocol import (
     Columnar,
     Command,
+    ControlChanged,
     Event,
     Frame,
     Problem,
@@ -52,8 +55,10 @@ _IMPORTANT_BYTES = 4 << 20
 _DRAIN_S = 0.12
 """How often the queue is emptied. Every wake-up takes a core and the interpreter's lock away from the training for
 a tenth of a millisecond or more, so steps wait for this one; what `_URGENT` lists does not."""
-_URGENT = (Reply, StateChanged, Problem, RunEnded)
+_URGENT = (Reply, StateChanged, ControlChanged, Problem, RunEnded)
 """What somebody may be waiting for: it is written and sent at once."""
+UNNAMED = "somebody"
+"""Who sent a command that does not say."""
 _HEAL_S = 1.0
 _READ_S = 1.0
 """Between two readings of what the machine does."""
@@ -108,6 +113,7 @@ class Link:
         self._run_file: runs.RunFile | None = None
         self._next_heal = 0.0
         self._next_told = 0.0
+        self._control = Control(run, silence_s=SILENCE_S)
         self._history: JournalWriter | Tail = self._open_history(directory) if record else Tail(0)
         self._server = self._open_server(bind)
         self._thread = threading.Thread(target=self._work, name="unstuck link", daemon=True)
@@ -188,7 +194,8 @@ class Link:
                 bind=bind,
                 recording=str(self.recording or ""),
                 history=lambda: self._history,
-                on_command=self._queue_command,
+                on_command=self._take_command,
+                on_present=self._control.hear,
                 bell=self._bell.fileno(),
             )
         except (OSError, ValueError, zmq.ZMQError) as error:
@@ -274,6 +281,9 @@ class Link:
             return
         self._server.serve(_DRAIN_S)
         self._bell.hush()
+        changed = self._control.look(self._step)
+        if changed:
+            self.send(changed)
         if self._server.refused >= max(1, 10 * self._told_refused):
             self._told_refused = self._server.refused
             self._problems.append(
@@ -386,6 +396,7 @@ class Link:
                 return Reply(
                     id=event.id[:64],
                     text="",
+                    who=event.who[:1_000],
                     status="failed",
                     reason=reason,
                     step=event.step,
@@ -395,24 +406,32 @@ class Link:
             return None
         return event
 
-    def _queue_command(self, command: Command) -> None:
+    def _take_command(self, command: Command) -> None:
+        """Queues the command for the training, or answers it here."""
+        command = msgspec.structs.replace(command, who=command.who or UNNAMED)
         if self._ended and self._server:
-            self._server.answer(
-                Reply(
-                    id=command.id,
-                    text=command.text,
-                    who=command.who,
-                    status="refused",
-                    reason="the run has ended",
-                    step=self._step,
-                    time=time.time(),
-                )
-            )
+            self._server.answer(self._refusal(command, "the run has ended"))
+            return
+        decision = self._control.decide(command, self._step)
+        for event in decision.events:
+            self.send(event)
+        if not decision.passes:
             return
         with self._lock:
             self._commands.append(command)
             self.commands_waiting = True
             self._command_came.set()
+
+    def _refusal(self, command: Command, reason: str) -> Reply:
+        return Reply(
+            id=command.id,
+            text=command.text,
+            who=command.who,
+            status="refused",
+            reason=reason,
+            step=self._step,
+            time=time.time(),
+        )
 
     def _trouble(self, what: str) -> None:
         self._problems.append(what)

@@ -21,6 +21,7 @@ from client_callback.budget import Budget
 from client_callback.instrument.clock import CallTimes
 from client_callback.instrument.instrument import Instrument
 from client_callback.instrument.probe import READY_MODULUS, Drained
+from client_callback.recent import RecentSteps
 from client_callback.wire.protocol import (
     Event,
     Float32,
@@ -43,6 +44,9 @@ OVERHEAD_TOLD_S = 10.0
 """How often it is told when nothing changes."""
 MOST_CALLS = 4096
 """Calls kept between two drains, so that memory stays bounded whatever the sender does."""
+
+_LABELS = "target_counts"
+"""The statistic with the labels of a sampled batch, one count for each class."""
 
 TIMINGS = ("step_time", "input_wait", "callback_time")
 """Series in seconds: in the train step, waiting for its batch, between two calls of the train function."""
@@ -101,6 +105,9 @@ class StepRecorder:
         """Steps sent so far. After `drain`: steps completed."""
         self.completed = 0
         """Steps of all calls that have returned."""
+        self.recent = RecentSteps()
+        self.label_counts: dict[int, float] = {}
+        """Class → how often it was seen among the labels of sampled steps, where each class is counted."""
         self.last_values: dict[str, float] = {}
         """Of the last step that was measured and sent, by series."""
         self.sampled_update: Measured | None = None
@@ -206,6 +213,7 @@ class StepRecorder:
         first = self.step
         self.step += known
         self._emit(steps_event(first, self._step_ends(calls, known), columns, time=self._now))
+        self.recent.add(first, columns)
         self._send_samples(calls, first, timings)
 
     def _send_samples(self, calls: Sequence[_Call], first: int, timings: Mapping[str, Float32]) -> None:
@@ -216,6 +224,8 @@ class StepRecorder:
             columns = {name: np.stack([row[name] for _, row in ready]) for name in ready[0][1]}
             self._emit(samples_event(steps, columns, time=self._now))
             self.sampled_update = _update_share(*ready[-1]) or self.sampled_update
+            for label, count in enumerate(columns.get(_LABELS, np.zeros((1, 0))).sum(axis=0).tolist()):
+                self.label_counts[label] = self.label_counts.get(label, 0.0) + count
         if "step_time" in timings:
             self._note_durations(calls, timings["step_time"], np.array([step for step, _ in ready]) - first)
 
@@ -288,6 +298,7 @@ class StepRecorder:
         first = self.step
         self.step += rows
         self._emit(steps_event(first, self._step_ends(logging, rows), columns, time=self._now))
+        self.recent.add(first, columns, () if self.own_values else columns)
 
     def _logged_columns(self, calls: Sequence[_Call], rows: int) -> dict[str, Float32]:
         """Name → float32[rows]. When fewer values were logged than steps measured, each stands for its share."""

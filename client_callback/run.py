@@ -17,13 +17,15 @@ lost, and whatever takes time happens in the link's thread.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
+import math
 import os
 import sys
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Concatenate, Literal, ParamSpec
@@ -32,16 +34,21 @@ import keras
 
 from client_callback.budget import FIRST_INTERVAL, Budget
 from client_callback.description import describe_run
+from client_callback.instrument.batches import BatchesAhead, NotInFitError, Pulled
 from client_callback.instrument.clock import CallClock
 from client_callback.instrument.instrument import Instrument
 from client_callback.instrument.schedule import Schedule
 from client_callback.link import Link, check_bind
+from client_callback.recent import RecentSteps
 from client_callback.recorder import StepRecorder, numbers
+from client_callback.replayed import Replayed, checked_replay
 from client_callback.resources import ResourceMonitor
+from client_callback.steering.actions import Action, checked_actions
 from client_callback.steering.describe import current_optimizer
 from client_callback.steering.learning_rate import read_rates
 from client_callback.steering.snapshots import MEMORY_BYTES
-from client_callback.steering.steering import NEVER, Steering
+from client_callback.steering.steering import Steering
+from client_callback.steering.timers import NEVER
 from client_callback.steering.training import Refused
 from client_callback.wire.protocol import (
     Command,
@@ -54,6 +61,7 @@ from client_callback.wire.protocol import (
     RunStarted,
     StateChanged,
 )
+from client_callback.wire.replay import Replay
 
 _OPEN: weakref.WeakKeyDictionary[keras.Model, Run] = weakref.WeakKeyDictionary()
 """Model → the run that watches it, or did last. One `fit` may die without a word before the next begins."""
@@ -72,7 +80,7 @@ PAUSE_POLL_S = 0.2
 """How often a paused training looks whether something else has stopped it."""
 
 Outcome = Literal["finished", "stopped", "interrupted", "failed"]
-State = Literal["running", "paused", "recompiling", "validating"]
+State = Literal["running", "paused", "recompiling", "validating", "trial"]
 _P = ParamSpec("_P")
 
 
@@ -112,6 +120,9 @@ class Run:
             as the budget allows.
         snapshot_memory: MiB of host memory for states of the training that `undo` and `rollback` go back to; what it
             does not hold goes to disk. 0: none are kept.
+        replay: a recording, whose commands are carried out here at the same steps.
+        actions: commands of your own: name → function, called between two batches with the command's further words
+            and, as `model`, the model; what it returns is in the answer.
         callbacks: of the `fit`, among which other owners of the learning rate are looked for.
 
     Raises:
@@ -132,6 +143,8 @@ class Run:
         overhead_budget: float = OVERHEAD_BUDGET,
         statistics_every: int | None = None,
         snapshot_memory: int = SNAPSHOT_MEMORY,
+        replay: str | os.PathLike[str] | Replay | None = None,
+        actions: Mapping[str, Action] | None = None,
         callbacks: Sequence[keras.callbacks.Callback] = (),
     ) -> None:
         check_arguments(
@@ -142,6 +155,8 @@ class Run:
             statistics_every=statistics_every,
             snapshot_memory=snapshot_memory,
         )
+        self._actions = checked_actions(actions)
+        self._replayed = Replayed(checked_replay(replay, control=control))
         self._snapshot_memory = snapshot_memory << 20
         self.model = model
         self.callbacks = callbacks
@@ -159,15 +174,21 @@ class Run:
         self._clock_offset = time.time() - time.perf_counter()
         self._recorder = StepRecorder(self.emit, self._clock_offset, self._budget)
         self._clock = CallClock(fetched_between=keras.backend.backend() == "torch")
-        self._epoch = 0
+        self.epoch = self.epoch_start = 0
+        """The epoch at hand, counted from 0, and its first step."""
         self._own_loop = False
         self._retracing = False
+        self.trace_seconds: float | None = None
+        """How long the last step took that had to be traced. `None`: not known."""
         self._attention_at = NEVER
         """The step before which steering has something to do without being asked."""
         self._rate: dict[str, float] = {}
         self._link: Link | None = None
         self._steering: Steering | None = None
         self._instrument: Instrument | None = None
+        self._batches: BatchesAhead | None = None
+        self._between_batches = False
+        """Whether this is the hook before a batch, in which the batches to come can be reached."""
 
     # ── Life ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -203,6 +224,7 @@ class Run:
             steps_per_epoch=self._steps_per_epoch,
             statistics_every=self._budget.every,
             control=self._control,
+            actions=tuple(self._actions),
         )
         self._link = Link(
             description,
@@ -216,7 +238,11 @@ class Run:
         self.emit(RunStarted(time=self._now(), run=description))
         folder = None if self.recording is None else self.recording.parent
         self._steering = Steering(
-            self, control=self._control, snapshot_memory=self._snapshot_memory, folder=folder
+            self,
+            control=self._control,
+            snapshot_memory=self._snapshot_memory,
+            folder=folder,
+            actions=self._actions,
         )
         self._attention_at = 0
         if self.model is None:
@@ -234,11 +260,14 @@ class Run:
                 lock=self._recorder.lock,
             )
             self._instrument.install()
+            self._batches = BatchesAhead(self.model)
             self._recorder.instrument = self._instrument
             self._retracing = True
             self._set_state("recompiling", "tracing the train step")
         if self._own_loop:
             self.emit(EpochBegan(time=self._now(), epoch=0))
+        for sentence in self._replayed.left_out:
+            self.emit(Problem(time=self._now(), what=f"not repeated: {sentence}"))
         self._restart_clock()
 
     @_harmless
@@ -255,6 +284,8 @@ class Run:
     def fail(self, error: BaseException) -> None:
         """Closes with what ended the training."""
         self._recorder.drain()
+        if self._steering is not None:
+            self._steering.timers.end()
         interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
         self._complete("interrupted" if interrupted else "failed", f"{type(error).__name__}: {error}"[:2_000])
 
@@ -266,7 +297,13 @@ class Run:
         self._let_go()
         self._take_off()
         if self._link is not None:
-            self._link.abandon("fit ended early", last=self._recorder.drain)
+            self._link.abandon("fit ended early", last=self._say_last)
+
+    def _say_last(self) -> None:
+        """What is told of a `fit` that died, from the sender's thread."""
+        self._recorder.drain()
+        if self._steering is not None:
+            self._steering.timers.end()
 
     @property
     def optimizer_used(self) -> bool:
@@ -286,6 +323,26 @@ class Run:
         return self._recorder.sampled_update
 
     @property
+    def label_counts(self) -> Mapping[int, float]:
+        """How often each class was seen among the labels of sampled steps; empty where labels are not counted."""
+        return self._recorder.label_counts
+
+    @property
+    def epochs(self) -> int | None:
+        """How many there will be. `None`: not known, or a loop of one's own decides."""
+        return None if self._own_loop else self._epochs
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """How many batches an epoch has. `None`: not known, or a loop of one's own decides."""
+        return None if self._own_loop else self._steps_per_epoch
+
+    @property
+    def recent(self) -> RecentSteps:
+        """What was recorded of the last steps."""
+        return self._recorder.recent
+
+    @property
     def recording(self) -> Path | None:
         """The file that is written. `None`: there is none."""
         return None if self._link is None else self._link.recording
@@ -297,8 +354,11 @@ class Run:
         """The next step is the first of `epoch`, counted from 0."""
         self._recorder.drain()
         self._restart_clock()
-        self._epoch = epoch
+        self.epoch, self.epoch_start = epoch, self.step
         self.emit(EpochBegan(step=self.step, time=self._now(), epoch=epoch))
+        if self._steering is not None:
+            self._steering.epoch_began()
+            self._attention_at = min(self._attention_at, self._steering.attention_at)
 
     def before_batch(self) -> None:
         """Carries out the commands that arrived; holds here while paused."""
@@ -322,8 +382,10 @@ class Run:
         if not commands and not self.paused and not attention:
             self._rate = self._learning_rate()
             return
+        self._between_batches = True
         self._recorder.drain()
         self._settle()
+        commands = [*self._replayed.due(self.step), *commands]
         while True:
             for command in commands:
                 self._answer(command)
@@ -335,6 +397,7 @@ class Run:
                 break
             self._link.wait_for_command(PAUSE_POLL_S)
             commands = self._link.take_commands()
+        self._between_batches = False
         self._rate = self._learning_rate()
         self._restart_clock()
 
@@ -376,17 +439,22 @@ class Run:
     def end_epoch(self, /, logs: Mapping[str, Any] | None = None, **values: Any) -> None:
         """The epoch is over; `logs` and `values` hold its means and, as `val_…`, its validation."""
         self._recorder.drain()
-        self._settle()
+        self._settle(resting=True)
         found = numbers({**(logs or {}), **values})
-        self.emit(EpochEnded(step=self.step, time=self._now(), epoch=self._epoch, logs=found))
+        self.emit(EpochEnded(step=self.step, time=self._now(), epoch=self.epoch, logs=found))
+        if self._steering is not None:
+            for reply in self._steering.epoch_ended(self.epoch, found, self._now()):
+                self.emit(reply)
         if self._own_loop:
-            self.begin_epoch(self._epoch + 1)
+            self.begin_epoch(self.epoch + 1)
 
     @_harmless
     def begin_validation(self) -> None:
         """Until `end_validation` no step is trained."""
         self._recorder.drain()
-        self._settle()
+        self._settle(resting=True)
+        if self._steering is not None and self._steering.skips_validation and self.model is not None:
+            self.model.stop_evaluating = True
         self._set_state("validating")
 
     @_harmless
@@ -431,6 +499,36 @@ class Run:
         self._retracing = True
         self._recorder.forget_next_call()
 
+    def pull_batches(self, count: int, most_bytes: int) -> Pulled:
+        """The next `count` batches of this `fit`, fewer where there are no more; they are trained on later.
+
+        Raises:
+            Refused: they cannot be taken ahead.
+        """
+        if self._own_loop or self._instrument is None or self._batches is None or not self._between_batches:
+            raise Refused(
+                "this needs the batches to come, which can be taken ahead only between two of a fit"
+            )
+        try:
+            pulled = self._batches.pull(count, most_bytes)
+        except NotInFitError as error:
+            raise Refused(str(error)) from error
+        self._instrument.feed_by(self._batches.feed)
+        return pulled
+
+    @contextlib.contextmanager
+    def unmeasured(self, reason: str) -> Iterator[Callable[[], Callable[..., Any]]]:
+        """Inside, nothing is measured; yields what makes train functions. Monitors see a trial with its `reason`."""
+        if self._instrument is None:
+            raise Refused("this run has no model")
+        self._set_state("trial", reason)
+        try:
+            with self._instrument.unmeasured() as make:
+                yield make
+        finally:
+            resting: State = "paused" if self.paused else "running"
+            self._set_state("recompiling" if self._retracing else resting)
+
     def emit(self, event: Event) -> None:
         """Records an event and sends it to the monitors."""
         if self._link is not None:
@@ -442,6 +540,8 @@ class Run:
         self._recorder.count_call(logged, steps, self._clock.last if self._measuring else None)
         if self._retracing:
             self._retracing = False
+            seconds = self._clock.last.step
+            self.trace_seconds = None if math.isnan(seconds) else seconds
             self._restart_clock()
             self._set_state("running")
 
@@ -484,7 +584,10 @@ class Run:
         reply = self._steering.answer(command, self._now())
         if not self._steering.awaits(reply):
             self.emit(reply)
-        self._attention_at = self._steering.attention_at
+        adoption = self._steering.trials.take_adoption()
+        if adoption is not None:
+            self._answer(adoption)
+        self._attention_at = min(self._steering.attention_at, self._replayed.next_step)
 
     def _tick(self) -> None:
         """Called from the sender's thread, often."""
@@ -492,15 +595,18 @@ class Run:
         if self._steering is not None and self._steering.snapshot_due:
             self._attention_at = 0
 
-    def _settle(self, *, last: bool = False) -> None:
-        """Does what steering does by itself, and sends the answers that are complete now."""
+    def _settle(self, *, last: bool = False, resting: bool = False) -> None:
+        """Does what steering does by itself, and sends the answers that are complete now.
+
+        `resting`: no batch follows at once.
+        """
         if self._steering is None:
             return
         history = self._steering.history
-        for reply in self._steering.tick(self._now(), last=last):
+        for reply in self._steering.tick(self._now(), last=last, resting=resting):
             self.emit(reply)
         self._recorder.hook_seconds += history.take_seconds()
-        self._attention_at = self._steering.attention_at
+        self._attention_at = min(self._steering.attention_at, self._replayed.next_step)
 
     def _set_state(self, state: State, reason: str = "") -> None:
         self.emit(StateChanged(step=self.step, time=self._now(), state=state, reason=reason))
@@ -540,6 +646,8 @@ class Run:
         self._report(what)
         try:
             self._complete("interrupted", what)
+            if self._batches is not None:
+                self._batches.feed_alone()
         except Exception as second:  # noqa: BLE001 (whatever else fails, training goes on)
             _warn(f"while letting go of the model: {type(second).__name__}: {second}")
 

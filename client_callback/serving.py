@@ -14,13 +14,13 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import zmq
 from zmq.auth.thread import ThreadAuthenticator
 
 from client_callback.wire import folders, protocol, sockets
-from client_callback.wire.protocol import Command, Frame, Reply, RunDescription
+from client_callback.wire.protocol import Command, Frame, Present, Reply, RunDescription
 
 HEARTBEAT_S = 1.0
 _STREAM_QUEUE = 256
@@ -32,6 +32,13 @@ _MAX_PENDING = 1_000
 _MAX_ANSWERED = 1_000
 _LINGER_MS = 250
 _TCP = re.compile(r"tcp://(?:127\.0\.0\.1|localhost):(\d{1,5}|\*)")
+
+
+class _Asked(NamedTuple):
+    """A command that has not been answered yet."""
+
+    command: Command
+    peers: list[bytes]
 
 
 class History(Protocol):
@@ -65,6 +72,7 @@ class Server:
         recording: str,
         history: Callable[[], History],
         on_command: Callable[[Command], None],
+        on_present: Callable[[Present], None],
         bell: int,
     ) -> None:
         self.refused = 0
@@ -74,8 +82,9 @@ class Server:
         self._recording = recording
         self._history = history
         self._on_command = on_command
+        self._on_present = on_present
         self._bell = bell
-        self._pending: dict[str, list[bytes]] = {}
+        self._pending: dict[str, _Asked] = {}
         self._answered: OrderedDict[str, bytes] = OrderedDict()
         self._next_heartbeat = 0.0
         self._own_folder: Path | None = None
@@ -116,7 +125,8 @@ class Server:
         self._answered[reply.id] = encoded
         while len(self._answered) > _MAX_ANSWERED:
             self._answered.popitem(last=False)
-        for peer in self._pending.pop(reply.id, []):
+        asked = self._pending.pop(reply.id, None)
+        for peer in asked.peers if asked else ():
             self._send(self._control, [peer, encoded])
 
     def heal(self) -> None:
@@ -132,10 +142,10 @@ class Server:
 
     def close(self, reason: str = "") -> None:
         """Tells those who still wait for an answer `reason`, then lets go of everything within a moment."""
-        for id_, peers in self._pending.items():
-            reply = Reply(id=id_, text="", status="failed", reason=reason, time=time.time())
+        for command, peers in self._pending.values():
+            encoded = protocol.encode(_unobeyed(command, "failed", reason))
             for peer in peers:
-                self._send(self._control, [peer, protocol.encode(reply)])
+                self._send(self._control, [peer, encoded])
         self._pending.clear()
         if self._authenticator:
             self._authenticator.stop()
@@ -218,6 +228,9 @@ class Server:
     def _answer_to(self, request: protocol.Request, peer: bytes) -> bytes | None:
         if isinstance(request, Command):
             return self._answer_to_command(request, peer)
+        if isinstance(request, Present):
+            self._on_present(request)
+            return None
         history = self._history()
         if isinstance(request, protocol.Backfill):
             frames = tuple(history.frames(request.after, sockets.ANSWER_BYTES))
@@ -237,12 +250,14 @@ class Server:
         if command.id in self._answered:
             return self._answered[command.id]
         if command.id in self._pending:
-            if peer not in self._pending[command.id]:
-                self._pending[command.id].append(peer)
+            peers = self._pending[command.id].peers
+            if peer not in peers:
+                peers.append(peer)
             return None
         if len(self._pending) >= _MAX_PENDING:
-            return protocol.encode(_refused(command, f"{_MAX_PENDING} commands are waiting; try again later"))
-        self._pending[command.id] = [peer]
+            reason = f"{_MAX_PENDING} commands are waiting; try again later"
+            return protocol.encode(_unobeyed(command, "refused", reason))
+        self._pending[command.id] = _Asked(command, [peer])
         self._on_command(command)
         return None
 
@@ -275,9 +290,10 @@ def version_mismatch(run: int, monitor: int) -> str:
     )
 
 
-def _refused(command: Command, reason: str) -> Reply:
+def _unobeyed(command: Command, status: Literal["refused", "failed"], reason: str) -> Reply:
+    """The answer to a command that never reached the training."""
     return Reply(
-        id=command.id, text=command.text, who=command.who, status="refused", reason=reason, time=time.time()
+        id=command.id, text=command.text, who=command.who, status=status, reason=reason, time=time.time()
     )
 
 

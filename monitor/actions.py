@@ -14,12 +14,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TextIO
 
 import msgspec
 
 from client_callback.wire import commands, runs
+from client_callback.wire.protocol import Reply
 from client_callback.wire.recording import JournalReader, RecordingError
-from monitor import demo, export, plain, sending
+from monitor import demo, export, keras_code, plain, replication, sending
 from monitor.mistake import Mistake
 from monitor.sources import LiveSource, RecordedSource
 
@@ -100,20 +102,30 @@ def run_runs(options: argparse.Namespace) -> int:
 
 
 def run_send(options: argparse.Namespace) -> int:
-    """Sends one command; 0 when it was applied, 1 when it was not."""
-    text = commands.join_words(options.command)
+    """Sends one command; 1 when it was refused or failed, 0 otherwise."""
+    text = " ".join([commands.join_words(options.command), *(options.flags or ())])
     try:
-        reply = sending.send(options.run, text, wait_s=options.wait)
+        reply = sending.send(options.run, text, wait_s=options.wait, take_control=options.take_control)
     except tuple(_SEND_CODES) as error:
         if options.json:
             _say_answer(text, status="failed", reason=str(error))
         raise Mistake(str(error), _SEND_CODES[type(error)]) from None
     if options.json:
-        fields = {name: getattr(reply, name) for name in ("step", "before", "after", "id")}
-        _say_answer(text, status=reply.status, reason=reply.reason, **fields)
+        _say_answer(text, **_fields(reply))
+    elif reply.plan:
+        for line in reply.plan:
+            _say(f"{line.topic}: {line.text}")
     else:
         _say(plain.describe_reply(reply))
-    return 0 if reply.status == "applied" else 1
+    return _send_code(reply)
+
+
+def _send_code(reply: Reply) -> int:
+    return 1 if reply.status in ("refused", "failed") else 0
+
+
+def _fields(reply: Reply) -> dict[str, object]:
+    return {name: getattr(reply, name) for name in _ANSWER}
 
 
 _SEND_CODES: dict[type[Exception], int] = {
@@ -122,41 +134,79 @@ _SEND_CODES: dict[type[Exception], int] = {
     sending.NoAnswer: 4,
 }
 
+_ANSWER: dict[str, object] = {
+    "status": "",
+    "step": None,
+    "before": {},
+    "after": {},
+    "reason": "",
+    "id": None,
+    "plan": [],
+    "update_before": None,
+    "update_after": None,
+    "timer": None,
+}
+
 
 def _say_answer(command: str, **fields: object) -> None:
     """One JSON object with the same names whether or not the run has answered."""
-    names: dict[str, object] = {
-        "status": "",
-        "step": None,
-        "before": {},
-        "after": {},
-        "reason": "",
-        "id": None,
-    }
-    _say(msgspec.json.encode({**names, **fields, "command": command}).decode())
+    _say(msgspec.json.encode({**_ANSWER, **fields, "command": command}).decode())
+
+
+def run_replay_commands(options: argparse.Namespace) -> int:
+    """Sends a recording's commands to a live run; 1 when one was refused or failed."""
+    code = 0
+    try:
+        run = runs.find_run(options.run)
+        left_out, answers = replication.repeat(
+            Path(options.path), run, wait_s=options.wait, take_control=options.take_control
+        )
+        for sentence in left_out:
+            sys.stderr.write(f"unstuck: not repeated: {sentence}\n")
+        for step, command, reply, reason in answers:
+            if reply is None:
+                sys.stderr.write(f"unstuck: not repeated: step {step}: {command}: {reason}\n")
+                continue
+            if options.json:
+                _say_answer(command, **_fields(reply))
+            else:
+                _say(f"{command}: {plain.describe_reply(reply)}")
+            code = max(code, _send_code(reply))
+    except RecordingError as error:
+        raise Mistake(str(error), 1) from None
+    except tuple(_SEND_CODES) as error:
+        raise Mistake(str(error), _SEND_CODES[type(error)]) from None
+    return code
 
 
 def run_export(options: argparse.Namespace) -> int:
-    """Writes one table of a recording."""
+    """Writes one table of a recording, or its commands as Keras code."""
     output = Path(options.output) if options.output else None
     with _reader(options.path) as reader:
         if output is None:
             if isinstance(sys.stdout, io.TextIOWrapper):
-                sys.stdout.reconfigure(
-                    encoding="utf-8"
-                )  # as a file: what was recorded, whatever the terminal
-            export.write_table(reader, options.what, options.to, sys.stdout)
+                # As a file: what was recorded, whatever the terminal.
+                sys.stdout.reconfigure(encoding="utf-8")
+            left_out = _export(reader, options, sys.stdout)
         elif output.exists() and output.samefile(options.path):
             raise Mistake(f"{output} is the recording itself; choose another file", 2)
         else:
             try:
                 with output.open("w", encoding="utf-8", newline="") as file:
-                    export.write_table(reader, options.what, options.to, file)
+                    left_out = _export(reader, options, file)
             except OSError as error:
                 raise Mistake(f"{output} cannot be written: {error.strerror or error}", 1) from None
-        for sentence in reader.missing:
+        for sentence in (*left_out, *reader.missing):
             sys.stderr.write(f"unstuck: {sentence}\n")
     return 0
+
+
+def _export(reader: JournalReader, options: argparse.Namespace, file: TextIO) -> tuple[str, ...]:
+    """What could not be written, in sentences."""
+    if options.to == "keras":
+        return keras_code.write_callback(reader, file)
+    export.write_table(reader, options.what, options.to, file)
+    return ()
 
 
 def run_info(options: argparse.Namespace) -> int:
@@ -177,6 +227,7 @@ ACTIONS: dict[str, Action] = {
     "demo": run_demo,
     "watch": run_watch,
     "replay": run_replay,
+    "replay-commands": run_replay_commands,
     "runs": run_runs,
     "send": run_send,
     "export": run_export,

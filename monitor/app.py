@@ -6,6 +6,7 @@ panels do, when the dashboard shows them what is new. Leaving this program never
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -16,7 +17,7 @@ from textual.app import App, SystemCommand
 from textual.command import CommandPalette
 from textual.screen import Screen
 
-from client_callback.wire.commands import COMMANDS, CommandError, Stop, parse
+from client_callback.wire.commands import COMMANDS, DRY_RUN, CommandError, Stop, Vocabulary, parse
 from client_callback.wire.protocol import Reply
 from monitor.dashboard import CHARTS, Dashboard
 from monitor.diagnosis.engine import Engine
@@ -32,7 +33,6 @@ from monitor.messages import (
     Scrolled,
     Zoomed,
 )
-from monitor.panels.command_line import CommandLine
 from monitor.panels.curves import log_axis, metric_names, next_metric, shown_metric
 from monitor.panels.findings import sendable
 from monitor.panels.gradients import next_statistic
@@ -40,11 +40,14 @@ from monitor.panels.interventions import spoken
 from monitor.panels.notices import Severity
 from monitor.panels.panel import plain
 from monitor.panels.predictions import next_distribution
+from monitor.panels.preflight import PreflightScreen, needs_preflight
 from monitor.panels.screens import ConfirmScreen, HelpScreen
 from monitor.playback import Playback, RefusedError, link_of
 from monitor.session import ENDED, Session
 from monitor.sources import RecordedSource, Source
+from monitor.under_way import UnderWay
 from monitor.view import Link, View
+from monitor.vocabulary import vocabulary, without_dry_run
 
 TICK_S: Final = 0.1
 """Between two looks at the source."""
@@ -55,6 +58,8 @@ send and to compute. Keys are answered at once."""
 
 _SEVERITIES: Final[dict[str, Severity]] = {
     "applied": "information",
+    "ineffective": "warning",
+    "planned": "information",
     "refused": "warning",
     "failed": "error",
 }
@@ -81,7 +86,7 @@ class UnstuckApp(App[None]):
         self.session = Session()
         self.view = View(ascii_only=ascii_only, link=Link(live=source.live, note=note))
         self._engine = Engine()
-        self._pending: dict[str, str] = {}
+        self._under_way = UnderWay()
         self._history = History(self._warn)
         self._started_at = time.time()
         self._drawn_at = -DRAW_S
@@ -111,26 +116,30 @@ class UnstuckApp(App[None]):
             self.session.apply(event)
             if isinstance(event, Reply):
                 self._take_reply(event)
+        self._show_card()
         now = time.monotonic()
         if now - self._drawn_at < DRAW_S and not update.reset:
             return
         self._drawn_at = now
         findings = self._engine.look(self.session, now)
-        link = link_of(self.source, self.view.link.note, ended=self.session.state in ENDED)
-        self._look(findings=findings, pending=tuple(self._pending.values()), link=link)
+        ended, control = self.session.state in ENDED, self.session.control
+        link = link_of(self.source, self.view.link.note, ended=ended, control=control)
+        self._look(findings=findings, link=link, **self._under_way.shown())
 
     # ── Training ──────────────────────────────────────────────────────────────────────────────────
 
     def action_send(self, text: str) -> None:
-        """Sends a command, after asking where it ends the training."""
+        """Sends a command: after asking where it ends the training, after its preflight where it is risky."""
         if not self._steers():
             return
         try:
-            instruction = parse(text)
+            order = parse(text, self.session.actions)
         except CommandError as error:
             self._warn(str(error))
             return
-        if isinstance(instruction, Stop) and self.source.live:
+        if needs_preflight(order):
+            self._send(without_dry_run(text), check=True)
+        elif isinstance(order.instruction, Stop):
             self.push_screen(ConfirmScreen(_STOP_QUESTION), lambda yes: self._send(text) if yes else None)
         else:
             self._send(text)
@@ -151,12 +160,13 @@ class UnstuckApp(App[None]):
         """Opens the command line, saying what is wrong with the text if anything is."""
         if not self._steers():
             return
-        run = self.session.run
-        self._dashboard.query_one(CommandLine).open(
+        self._dashboard.command_line.open(
             text,
             complaint=complaint,
-            optimizers=run.optimizers if run else {},
-            history=self._history.with_sent(Line(reply.time, reply.text) for reply in self.session.replies),
+            names=vocabulary(self.session),
+            history=self._history.with_sent(
+                Line(reply.time, without_dry_run(reply.text)) for reply in self.session.answered()
+            ),
             ascii_only=self.view.ascii_only,
         )
 
@@ -167,7 +177,7 @@ class UnstuckApp(App[None]):
             return
         self._history.add(Line(time.time(), message.text))
         try:
-            parse(message.text)
+            parse(message.text, self.session.actions)
         except CommandError as error:
             self.action_prompt(message.text, complaint=str(error))
         else:
@@ -179,18 +189,29 @@ class UnstuckApp(App[None]):
             self._warn("A recording cannot be steered; it shows what was done.")
         return self.source.live
 
-    def _send(self, text: str) -> None:
+    def _send(self, text: str, *, check: bool = False) -> None:
+        """Sends a command; with `check`, only asks what it would do, and a card shows the answer."""
         try:
-            self._pending[self.source.send(text)] = text
+            command_id = self.source.send(f"{text} {DRY_RUN}" if check else text)
         except CommandError as error:
             self._warn(str(error))
-        self._look(pending=tuple(self._pending.values()))
+            return
+        self._under_way.add(command_id, text, check=check)
+        self._look(**self._under_way.shown())
 
     def _take_reply(self, reply: Reply) -> None:
-        own = self._pending.pop(reply.id, None) is not None
-        if not own and not (self.source.live and reply.time >= self._started_at):
+        own, says = self._under_way.take(reply), reply in self.session.answered()
+        if says and (own or (self.source.live and reply.time >= self._started_at)):
+            self._say(spoken(reply, own=own), _SEVERITIES[reply.status])
+
+    def _show_card(self) -> None:
+        """Opens the next plan, unless something is being typed or read: its keys are not meant for the card."""
+        if self.screen is not self._dashboard or self._dashboard.command_line.display:
             return
-        self._say(spoken(reply, own=own), _SEVERITIES[reply.status])
+        card = self._under_way.next_card()
+        if card:
+            screen = PreflightScreen(card.command, card.plan, ascii_only=self.view.ascii_only)
+            self.push_screen(screen, lambda yes: self._send(card.command) if yes else None)
 
     # ── Replay ────────────────────────────────────────────────────────────────────────────────────
 
@@ -212,8 +233,8 @@ class UnstuckApp(App[None]):
 
     def action_prompt_seek(self) -> None:
         """Asks for a step to go to."""
-        self._dashboard.query_one(CommandLine).open(
-            "", purpose="seek", optimizers={}, history=(), ascii_only=self.view.ascii_only
+        self._dashboard.command_line.open(
+            "", purpose="seek", names=Vocabulary(), history=(), ascii_only=self.view.ascii_only
         )
 
     def _play(self, control: Callable[[Playback], None]) -> None:
@@ -379,6 +400,9 @@ class UnstuckApp(App[None]):
                 f"{spec.summary}: {spec.usage}",
                 partial(self.action_prompt, f"{spec.name} "),
             )
+        for name in self.session.actions if self.source.live else ():
+            command = shlex.quote(name)
+            yield f"Action {name}", "defined by the training's script", partial(self.action_send, command)
         for name in metric_names(self.session):
             yield f"Show {name}", "beside the loss", partial(self._look, metric=name, chart="metric")
         yield "Theme", "Choose other colours", self.action_change_theme

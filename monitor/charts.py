@@ -15,7 +15,7 @@ import numpy as np
 
 from monitor.canvas import ASCII, BRAILLE, Canvas, Row, Segment, cell_width, connected, fit, pad, printable
 from monitor.curves import Curve, Layer, View, layers_of, measured, non_finite_steps, value_axis
-from monitor.grids import bar_sign, draw_heatmap, draw_histogram, sparkline, stacked_bar
+from monitor.grids import bar_sign, draw_heatmap, draw_histogram, small_curve, sparkline, stacked_bar
 from monitor.scales import Axis, coordinates, format_number, format_step, step_ticks
 from monitor.tables import draw_table
 
@@ -31,6 +31,7 @@ __all__ = [
     "draw_table",
     "format_number",
     "format_step",
+    "small_curve",
     "sparkline",
     "stacked_bar",
 ]
@@ -42,7 +43,8 @@ EPOCH_STYLE: Final = "dim"
 
 _CELLS_PER_EPOCH: Final = 3
 """Where epochs are shorter than that, their lines would hide the curves and say nothing."""
-_RAISED: Final = "▲"
+_ASCII_GLYPHS: Final = {"▲": "^", "↶": "<", "↷": ">"}
+"""Glyphs whose meaning is their direction."""
 
 # What a legend tries, widest first: the longest label, and whether values are shown.
 _LEGENDS: Final = ((60, True), (20, True), (12, True), (8, True), (12, False), (5, False), (2, False))
@@ -95,7 +97,9 @@ def draw_curves(
     ascii_only: bool = False,
     cursor: int | None = None,
     clip_outliers: bool = True,
+    highest: float | None = None,
     axis_style: str = "dim",
+    ticks: Sequence[tuple[int, str]] | None = None,
 ) -> list[Row]:
     """Curves over the steps `[start, stop)`: exactly `height` rows of exactly `width` cells.
 
@@ -113,7 +117,9 @@ def draw_curves(
         ascii_only: Printable ASCII instead of braille and box drawing.
         cursor: A step to point at; the legend then shows the values there and not the last ones.
         clip_outliers: Let the few values that squeeze all others run out of the picture; the legend says so.
+        highest: The value that the axis does not go beyond; what lies there runs along the top. Linear axes only.
         axis_style: Style of axes, ticks and their labels.
+        ticks: What is written at which steps, for an axis that counts something else; by default, round steps.
 
     Returns:
         Rows of segments. Styles that meet in a cell are joined by a space: a curve's first, then a band's.
@@ -128,7 +134,7 @@ def draw_curves(
     raster = ASCII if ascii_only else BRAILLE
     gutter = min(6, width // 8) + 1 if roomy else 0  # the same for most charts, so that they line up
     layers = layers_of(curves, view, (width - gutter) * raster.across)
-    scale, cut = value_axis(layers, clip=clip_outliers, log=log)
+    scale, cut = value_axis(layers, clip=clip_outliers, log=log, highest=highest)
     labels = _row_labels(scale, lines, raster.down) if roomy and scale else {}
     longest = max(map(len, labels.values()), default=0)
     if longest > width // 3:
@@ -154,7 +160,8 @@ def draw_curves(
         edge = [Segment(labels.get(y, "").rjust(gutter - 1) + wall, axis_style)] if gutter else []
         rows.append([*edge, *row])
     if foot:
-        rows += _floor(view, width, gutter, signs, axis_style)[2 - foot :]
+        ticks = step_ticks(max(0, start), stop, (width - gutter) // 10) if ticks is None else ticks
+        rows += _floor(view, width, gutter, signs, style=axis_style, ticks=ticks)[2 - foot :]
     return rows
 
 
@@ -184,7 +191,7 @@ def _draw_verticals(
         if view.start <= mark.step < view.stop:
             column = _cell(canvas, view, mark.step)
             canvas.rule(column, signs.dashed, mark.style)
-            glyph = signs.up if mark.glyph == _RAISED and signs is _ASCII else mark.glyph
+            glyph = _ASCII_GLYPHS.get(mark.glyph, mark.glyph) if signs is _ASCII else mark.glyph
             usable = glyph.isascii() or signs is _UNICODE
             usable = usable and len(printable(glyph)) == cell_width(glyph) == 1
             canvas.put(0, column, glyph if usable else signs.glyph, mark.style)
@@ -255,12 +262,14 @@ def _row_labels(scale: Axis, lines: int, down: int) -> dict[int, str]:
     return {row: label for row, label in labels.items() if 0 <= row < lines}
 
 
-def _floor(view: View, width: int, gutter: int, signs: _Signs, style: str) -> list[Row]:
+def _floor(
+    view: View, width: int, gutter: int, signs: _Signs, *, style: str, ticks: Sequence[tuple[int, str]]
+) -> list[Row]:
     """The step axis: its line, then its labels."""
     columns = width - gutter
     line, text = [signs.floor] * columns, [" "] * width
     free = 0
-    for step, label in step_ticks(max(0, view.start), view.stop, columns // 10):
+    for step, label in ticks:
         column = round(float(view.dots(step, columns)))
         begin = min(max(gutter + column - len(label) // 2, 0), width - len(label))
         if begin < free or not 0 <= column < columns:

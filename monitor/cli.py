@@ -14,8 +14,8 @@ import sys
 from collections.abc import Sequence
 
 EPILOG = """
-exit codes: 0 done (send: applied); 1 refused, failed, or the file cannot be read; 2 not understood;
-3 no such run; 4 no answer in time
+exit codes: 0 done (send: applied; applied without effect, which the answer says; or planned); 1 refused, failed,
+or the file cannot be read; 2 not understood; 3 no such run; 4 no answer in time
 
 RUN is a run's id, a unique prefix of it, its name (the newest), an endpoint, or its recording's path.
 UNSTUCK_HOME=FOLDER moves every file that unstuck writes under one folder.
@@ -78,26 +78,57 @@ def _parser() -> argparse.ArgumentParser:
     send = actions.add_parser(
         "send",
         help="send one command to a live run and print its answer",
-        description="Sends one command, such as `lr x0.5`, `optimizer sgd learning_rate=0.01`, `pause`, "
-        "`resume`, `stop` or `note TEXT`, and waits for the answer.",
+        description="Sends one command, such as `lr x0.5`, `optimizer sgd learning_rate=0.01`, `rollback start`, "
+        "`pause` or `note TEXT`, and waits for the answer. Quoted as one word a command may hold anything.",
     )
     send.add_argument("run", metavar="RUN")
     send.add_argument("command", nargs="+", metavar="COMMAND", help="the command's words")
     send.add_argument(
         "--json",
         action="store_true",
-        help="print one object: status, step, before, after, reason, id, command",
+        help="print one object: status, step, before, after, reason, id, plan, update_before, update_after, timer, "
+        "command",
     )
-    send.add_argument("--wait", type=_seconds, default=10.0, metavar="S", help="seconds to wait (default 10)")
+    send.add_argument(
+        "--wait",
+        type=_seconds,
+        default=10.0,
+        metavar="S",
+        help="seconds to wait (default 10); `trial` and `evaluate` are answered when done, which may be later",
+    )
+    send.add_argument(
+        "--take-control", action="store_true", help="first take control from the monitor that has it"
+    )
+    for flag, what in (("--dry-run", "change nothing, print what would happen"), ("--adopt", "of a trial")):
+        send.add_argument(flag, action="append_const", const=flag, dest="flags", help=what)
+
+    repeat = actions.add_parser(
+        "replay-commands",
+        help="do to a live run what was done to a recorded one, at the same steps",
+        description="Sends every applied command of a recording to a live run, to be carried out before the same "
+        "step, and prints each answer. What cannot be repeated is named on standard error. To have it done from the "
+        "first step on: MonitorCallback(replay=PATH).",
+    )
+    repeat.add_argument("path", metavar="RECORDING", help="the recording (*.unstuck)")
+    repeat.add_argument("run", metavar="RUN")
+    repeat.add_argument("--json", action="store_true", help="print one object per command, as send does")
+    repeat.add_argument(
+        "--wait", type=_seconds, default=10.0, metavar="S", help="seconds to wait for each (default 10)"
+    )
+    repeat.add_argument(
+        "--take-control", action="store_true", help="first take control from the monitor that has it"
+    )
 
     export = actions.add_parser(
         "export",
-        help="write a recording as CSV or JSON lines",
-        description="Steps are counted from 0. Values that are no number are nan, inf or -inf in CSV and "
-        "null in JSON lines. Empty (null) is what was not recorded.",
+        help="write a recording as CSV, JSON lines, or Keras code that repeats its commands",
+        description="`--to keras` writes a Python module with a callback that repeats, without unstuck, what was "
+        "done to the run; what cannot be repeated is named on standard error. In tables steps are counted from 0; "
+        "values that are no number are nan, inf or -inf in CSV and null in JSON lines; empty (null) is what was not "
+        "recorded.",
     )
     export.add_argument("path", metavar="PATH", help="the recording (*.unstuck)")
-    export.add_argument("--to", required=True, choices=("csv", "jsonl"))
+    export.add_argument("--to", required=True, choices=("csv", "jsonl", "keras"))
     tables = ("steps", "epochs", "layers", "statistics", "resources", "events")
     export.add_argument("--what", default="steps", choices=tables)
     export.add_argument("-o", "--output", metavar="FILE", help="by default standard output")

@@ -106,13 +106,21 @@ def _polyline(view: View, steps: Steps, values: Array, columns: int) -> tuple[Fl
     return lows, highs
 
 
-def value_axis(layers: Iterable[Layer], *, clip: bool, log: bool) -> tuple[Axis | None, tuple[bool, bool]]:
-    """The value axis, and whether something lies above and below it; no axis when there is nothing finite."""
+def value_axis(
+    layers: Iterable[Layer], *, clip: bool, log: bool, highest: float | None = None
+) -> tuple[Axis | None, tuple[bool, bool]]:
+    """The value axis, and whether something lies above and below it; no axis when there is nothing finite.
+
+    `highest`: a coordinate that it does not go beyond, unless all lies there.
+    """
     extents = [_extent(layer, clip=clip) for layer in layers if not np.isnan(layer.lows).all()]
     if not extents:
         return None, (False, False)
     low, high, least, greatest = np.array(extents).T
-    scale = axis(float(low.min()), float(high.max()), log=log)
+    top = float(high.max())
+    if highest is not None and float(low.min()) < highest < top:
+        top = highest
+    scale = axis(float(low.min()), top, log=log)
     return scale, (bool(greatest.max() > scale.high), bool(least.min() < scale.low))
 
 

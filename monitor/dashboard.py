@@ -48,6 +48,7 @@ class Dashboard(Screen[None]):
         self._tabs = TabsBar([self.panels[name] for name in OTHERS])
         self._hints = HintsBar()
         self.notices = Notices()
+        self.command_line = CommandLine()
         self._maximised: str | None = None
         self._arranged: tuple[object, ...] = ()
         self._shown: tuple[Session, View] | None = None
@@ -64,7 +65,7 @@ class Dashboard(Screen[None]):
                         if panel.zone == zone:
                             yield panel
         yield self._hints
-        yield CommandLine()
+        yield self.command_line
         yield self.notices
 
     @property

@@ -16,6 +16,7 @@ import numpy as np
 
 from client_callback.wire import protocol
 from client_callback.wire.recording import JournalReader
+from monitor.trial_results import range_test_of
 
 Format = Literal["csv", "jsonl"]
 What = Literal["steps", "epochs", "layers", "statistics", "resources", "events"]
@@ -179,12 +180,26 @@ def events_table(reader: JournalReader) -> Table:
     def rows() -> Iterator[Row]:
         for frame, event in reader.events():
             if not isinstance(event, protocol.Columnar):
-                details = msgspec.to_builtins(event)
+                details = _details(event)
                 kind = details.pop("kind")
                 del details["step"], details["time"]
                 yield [frame.seq, event.time, event.step, kind, _Details(details)]
 
     return ["seq", "time", "step", "kind", "details"], rows()
+
+
+def _details(event: protocol.AnyEvent) -> dict[str, Any]:
+    """Its fields as JSON can hold them; columns of a trial become lists, null where they are not finite."""
+    details: dict[str, Any] = msgspec.to_builtins(event)
+    if isinstance(event, protocol.TrialEnded):
+        details["rates"] = _numbers(event.rates)
+        for result, packed in zip(details["results"], event.results, strict=True):
+            result["losses"] = _numbers(packed.losses)
+    return details
+
+
+def _numbers(column: bytes) -> list[float | None]:
+    return [float(str(x)) if np.isfinite(x) else None for x in np.frombuffer(column, "<f4")]
 
 
 class _Details(dict[str, Any]):
@@ -213,6 +228,9 @@ def summary(reader: JournalReader) -> dict[str, Any]:
     series: dict[str, None] = {}
     optimizer = run.optimizer
     overhead: protocol.Overhead | None = None
+    trials: list[dict[str, Any]] = []
+    evaluations: list[dict[str, Any]] = []
+    latest: dict[type[protocol.AnyEvent], Any] = {}
     for _, event in reader.events():
         frames += 1
         last_time = max(last_time, event.time)
@@ -225,6 +243,12 @@ def summary(reader: JournalReader) -> dict[str, Any]:
             replies.append({"step": event.step, "command": event.text, "status": event.status})
         elif isinstance(event, protocol.OptimizerChanged):
             optimizer = event.optimizer
+        elif isinstance(event, protocol.TrialEnded):
+            trials.append(_trial(event))
+        elif isinstance(event, protocol.Evaluated):
+            evaluations.append({"step": event.step, **event.logs})
+        elif isinstance(event, protocol.TimersChanged | protocol.SnapshotsChanged):
+            latest[type(event)] = event
         elif isinstance(event, protocol.Overhead):
             overhead = event
         elif isinstance(event, protocol.RunEnded):
@@ -245,13 +269,38 @@ def summary(reader: JournalReader) -> dict[str, Any]:
         "steps": steps,
         "epochs": epochs,
         "series": list(series),
-        "optimizer": msgspec.to_builtins(optimizer) if optimizer else None,
+        "optimizer": _optimizer(optimizer) if optimizer else None,
         "overhead": overhead.share if overhead else None,
         "commands": replies,
+        "trials": trials,
+        "evaluations": evaluations,
+        "timers": _told(latest.get(protocol.TimersChanged), "timers"),
+        "snapshots": _told(latest.get(protocol.SnapshotsChanged), "snapshots"),
         "frames": frames,
         "bytes": reader.path.stat().st_size,
         "missing": reader.missing,
     }
+
+
+def _optimizer(optimizer: protocol.Optimizer) -> dict[str, Any]:
+    """As events tell it; that its rate is not held goes without saying."""
+    told: dict[str, Any] = msgspec.to_builtins(optimizer)
+    return {name: value for name, value in told.items() if name != "held" or value}
+
+
+def _trial(event: protocol.TrialEnded) -> dict[str, Any]:
+    """The best candidate first; of a range test, the rate it suggests."""
+    about: dict[str, Any] = {"step": event.step, "command": event.text, "start": event.start}
+    test = range_test_of(event)
+    if test is not None:
+        return {**about, "suggested": test.suggested, "diverges_at": test.diverges_at}
+    ranked = [{"candidate": r.text, "loss": r.score, "low": r.low, "high": r.high} for r in event.results]
+    return {**about, "results": ranked, "tells": event.tells, "adopted": event.adopted}
+
+
+def _told(event: protocol.AnyEvent | None, field: str) -> list[Any]:
+    """One of the lists that the newest event of its kind holds."""
+    return list(msgspec.to_builtins(event)[field]) if event else []
 
 
 def _of(reader: JournalReader, kind: type[_E]) -> Iterator[_E]:

@@ -13,7 +13,18 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from monitor.canvas import Row, Segment, cell_width, fit, pad, printable
+from monitor.canvas import (
+    ASCII,
+    BRAILLE,
+    Canvas,
+    Row,
+    Segment,
+    cell_width,
+    connected,
+    fit,
+    pad,
+    printable,
+)
 from monitor.pyramid import Array, Steps
 from monitor.scales import Floats, axis, coordinates, format_number, step_ticks
 
@@ -191,6 +202,40 @@ def sparkline(
             share = min(1.0, max(0.0, (mean - bottom) / span)) if span > 0 else 0.0
             signs.append(bars[int(share * (len(bars) - 1) + 0.5)])
     return "".join(signs).rjust(width)
+
+
+def small_curve(
+    values: npt.ArrayLike,
+    width: int,
+    *,
+    low: float,
+    high: float,
+    share: float = 1.0,
+    ascii_only: bool = False,
+) -> str:
+    """A line through the values in one row of `width` cells: means per dot column where there are more values.
+
+    `low` and `high` are the bottom and the top of the row, the same for curves to be compared; what lies beyond runs
+    along the edge. `share`: how much of the width the values take up. What is not finite leaves a gap.
+    """
+    raster = ASCII if ascii_only else BRAILLE
+    series = np.asarray(values, np.float64).ravel()
+    canvas = Canvas(max(0, width), 1, raster)
+    columns = min(canvas.dots_across, round(canvas.dots_across * share))
+    if not len(series) or columns < 1:
+        return " " * canvas.width
+    parts = [series[a:b] for a, b in runs_of(len(series), columns)]
+    means = np.array(
+        [part[np.isfinite(part)].mean() if np.isfinite(part).any() else np.nan for part in parts]
+    )
+    if len(means) < columns:
+        means = np.interp(np.linspace(0, len(means) - 1, columns), np.arange(len(means)), means)
+    heights = ((means - low) / ((high - low) or 1.0)).clip(0.0, 1.0)
+    rows = np.full(canvas.dots_across, np.nan)
+    rows[:columns] = (1 - heights) * (canvas.dots_down - 1)
+    tops, bottoms = connected(rows, rows)
+    canvas.spans(tops, bottoms, "")
+    return "".join(segment.text for segment in canvas.rows()[0])
 
 
 def stacked_bar(shares: Sequence[tuple[str, float]], width: int, *, ascii_only: bool = False) -> Row:

@@ -51,10 +51,12 @@ KEYS: Final[tuple[Key, ...]] = (
         2,
         "live",
     ),
+    Key("u", "u", "send('undo')", "Take the last change back", "Training", "undo", 3, "live"),
     Key("p", "p", "pause_training", "Pause the training, or let it go on", "Training", "pause", 3, "live"),
     Key("o", "o", "prompt('optimizer ')", "Switch the optimizer", "Training", "optimizer", 4, "live"),
     Key("colon,slash", ":", "prompt('')", "Type a command", "Training", "command", 1, "live"),
     Key("n", "n", "prompt('note ')", "Write a note into the recording", "Training", "", 0, "live"),
+    Key("c", "c", "send('control take')", "Steer this run, though another does", "Training", "", 0, "live"),
     Key("S", "S", "send('stop')", "Stop the training, after asking", "Training", "", 0, "live"),
     *(
         Key(

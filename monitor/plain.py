@@ -6,6 +6,7 @@ while steps come, and one for every epoch, answer, change of state, problem and 
 
 from __future__ import annotations
 
+import math
 import select
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +18,7 @@ from client_callback.wire import protocol
 from client_callback.wire.protocol import AnyEvent, Optimizer, RunEnded, Scalar
 from monitor.session import Session
 from monitor.sources import LiveSource, RecordedSource
+from monitor.trial_results import range_test_of
 
 STATUS_S = 1.0
 _POLL_S = 0.1
@@ -120,7 +122,7 @@ class Lines:
         yield f"-- epoch {event.epoch + 1} ended at step {event.step}: {logs}"
 
     def _write_state(self, event: protocol.StateChanged) -> Iterator[str]:
-        if event.state in ("paused", "recompiling") or event.reason:
+        if event.state in ("paused", "recompiling", "trial") or event.reason:
             yield f"-- {event.state} at step {event.step}" + (f": {event.reason}" if event.reason else "")
 
     def _write_optimizer(self, event: protocol.OptimizerChanged) -> Iterator[str]:
@@ -128,6 +130,21 @@ class Lines:
 
     def _write_reply(self, event: protocol.Reply) -> Iterator[str]:
         yield f"-- {event.text}: {describe_reply(event)}"
+
+    def _write_timers(self, event: protocol.TimersChanged) -> Iterator[str]:
+        waiting = "; ".join(describe_timer(timer) for timer in event.timers) or "none"
+        yield f"-- timers: {waiting}" + (f" ({event.reason})" if event.reason else "")
+
+    def _write_evaluated(self, event: protocol.Evaluated) -> Iterator[str]:
+        logs = "  ".join(f"{name} {value:.4g}" for name, value in event.logs.items())
+        yield f"-- evaluated at step {event.step}: {logs}"
+
+    def _write_trial(self, event: protocol.TrialEnded) -> Iterator[str]:
+        yield f"-- {event.text}: from step {event.start}"
+        yield from (f"--   {line}" for line in describe_trial(event))
+
+    def _write_control(self, event: protocol.ControlChanged) -> Iterator[str]:
+        yield f"-- {event.who or 'nobody'} steers" + (f": {event.reason}" if event.reason else "")
 
     def _write_problem(self, event: protocol.Problem) -> Iterator[str]:
         yield f"-- problem: {event.what}"
@@ -145,6 +162,10 @@ WRITERS: dict[type[AnyEvent], Callable[[Lines, Any], Iterator[str]]] = {
     protocol.StateChanged: Lines._write_state,
     protocol.OptimizerChanged: Lines._write_optimizer,
     protocol.Reply: Lines._write_reply,
+    protocol.TimersChanged: Lines._write_timers,
+    protocol.Evaluated: Lines._write_evaluated,
+    protocol.TrialEnded: Lines._write_trial,
+    protocol.ControlChanged: Lines._write_control,
     protocol.Problem: Lines._write_problem,
     protocol.RunEnded: Lines._write_end,
 }
@@ -157,8 +178,38 @@ def describe_reply(reply: protocol.Reply) -> str:
         for name, after in reply.after.items()
         if name not in reply.before or reply.before[name] != after
     ]
-    detail = "; ".join([part for part in (", ".join(changed), reply.reason) if part])
+    planned = "; ".join(f"{line.topic}: {line.text}" for line in reply.plan)
+    detail = "; ".join([part for part in (", ".join(changed), planned, reply.reason) if part])
     return f"{reply.status} at step {reply.step}" + (f": {detail}" if detail else "")
+
+
+def describe_timer(timer: protocol.Timer) -> str:
+    """`#2 lr x0.5, until step 1700`."""
+    parts = [f"#{timer.number} {timer.text}"]
+    if timer.state == "waiting":
+        parts.append(f"waits for {timer.starts}" if timer.starts else "waits")
+    if timer.until is not None:
+        parts.append(f"until step {timer.until}")
+    if timer.unless:
+        parts.append(f"unless {timer.unless}")
+    return ", ".join(parts)
+
+
+def describe_trial(event: protocol.TrialEnded) -> Iterator[str]:
+    """A line for each candidate, the best first; or what the range test suggests."""
+    test = range_test_of(event)
+    if test is not None:
+        yield f"suggested rate: {test.suggested:.2g}" if test.suggested else "the loss falls at no rate"
+        yield f"diverges at {test.diverges_at:.2g}" if test.diverges_at else "diverges at no rate tried"
+        return
+    for number, result in enumerate(event.results, 1):
+        bounds = f" ({result.low:.4g} to {result.high:.4g})" if math.isfinite(result.score) else ""
+        score = f"loss {result.score:.4g}{bounds}" if math.isfinite(result.score) else "diverged"
+        yield f"{number}. {result.text}: {score}" + (f"; {result.note}" if result.note else "")
+    if not event.tells and len(event.results) > 1:
+        yield "the best cannot be told from the others"
+    if event.adopted:
+        yield f"training goes on with {event.adopted}"
 
 
 def describe_optimizer(optimizer: Optimizer) -> str:

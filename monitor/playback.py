@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 
+from client_callback.wire.protocol import ControlChanged
 from monitor.sources import RecordedSource, Source
 from monitor.view import SPEEDS, Link
 
@@ -59,7 +60,7 @@ class Playback:
         self._source.seek(max(0, min(step, self._source.last_step)))
 
 
-def link_of(source: Source, note: str, *, ended: bool) -> Link:
+def link_of(source: Source, note: str, *, ended: bool, control: ControlChanged | None) -> Link:
     """What the status line says of a source; a live one that has ended has nothing to complain about."""
     if isinstance(source, RecordedSource):
         return Link(
@@ -71,4 +72,10 @@ def link_of(source: Source, note: str, *, ended: bool) -> Link:
             position=source.position,
             last_step=source.last_step,
         )
-    return Link(live=source.live, connection="" if ended else source.connection, note=note)
+    elsewhere = not ended and control is not None and control.client != source.client
+    return Link(
+        live=source.live,
+        connection="" if ended else source.connection,
+        steered_by=control.who if control and elsewhere else "",
+        note=note,
+    )

@@ -11,18 +11,22 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import lru_cache
 from operator import itemgetter
 from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 import numpy as np
 
-from client_callback.wire.commands import CommandError, ScaleRate, SetRate, SwitchOptimizer, parse
+from client_callback.wire import commands
+from client_callback.wire.commands import CommandError, Order
 from client_callback.wire.protocol import (
     AnyEvent,
+    ControlChanged,
     EpochBegan,
     EpochEnded,
+    Evaluated,
     Event,
     Float64,
     Instrumented,
@@ -36,9 +40,13 @@ from client_callback.wire.protocol import (
     RunEnded,
     RunStarted,
     Samples,
+    SnapshotsChanged,
     StateChanged,
     Statistic,
     Steps,
+    Timer,
+    TimersChanged,
+    TrialEnded,
     encode,
     resource_columns,
     resource_steps,
@@ -56,6 +64,7 @@ State = Literal[
     "paused",
     "recompiling",
     "validating",
+    "trial",
     "finished",
     "stopped",
     "interrupted",
@@ -109,7 +118,7 @@ class Session:
         self.times = Column(np.float64)
         """When each step ended."""
         self.validation: dict[str, Points] = {}
-        """Keras' name, as `val_loss` → its value at the last step of each epoch that was validated."""
+        """Keras' name, as `val_loss` → its value at the last step of each epoch, and wherever it was asked for."""
         self.epochs: list[tuple[int, int]] = []
         """(epoch, its first step) of every epoch begun, in order."""
         self.epoch_ends: dict[int, int] = {}
@@ -127,6 +136,14 @@ class Session:
         """The newest. `None`: not measured yet."""
         self.task: Task = "unknown"
         self.replies: list[Reply] = []
+        """The newest to each command, in the order of their arrival; those of dry runs are among them."""
+        self.trials: list[TrialEnded] = []
+        self.timers: TimersChanged | None = None
+        """`None`: there never was any."""
+        self.snapshots: SnapshotsChanged | None = None
+        """`None`: none was ever told of."""
+        self.control: ControlChanged | None = None
+        """`None`: nobody has taken control."""
         self.problems: list[Problem] = []
         self.missing: tuple[str, ...] = ()
         """What cannot be recorded of this run, each with its reason."""
@@ -216,15 +233,61 @@ class Session:
     def requested_learning_rate(self) -> float | None:
         """The rate that the last applied command on rates named. `None`: none did, or another has the say.
 
-        Only `lr VALUE` and `optimizer … learning_rate=VALUE` name one. `lr x0.5` scales what there is, and under
-        a schedule no rate is meant to stay.
+        Only `lr VALUE` and `optimizer … learning_rate=VALUE` name one, and the first with `over N steps` not before
+        these are over. `lr x0.5` scales what there is, a schedule means no rate to stay, and after going back to an
+        earlier state nobody has named the rate there is. With `for N steps` or `unless …` it counts as long as the
+        timer for that is active.
         """
         if self.optimizer and self.optimizer.schedule:
             return None
         for reply in reversed(self.replies):
-            if reply.status == "applied" and (named := _named_rate(reply.text)):
-                return named[0]
+            if reply.status not in ("applied", "ineffective"):
+                continue
+            order = self.order(reply)
+            if order is None:  # of another version, or said by a timer
+                if "learning_rate" in reply.after:
+                    return None
+                continue
+            namer = _RATE_NAMERS.get(type(order.instruction))
+            if namer is None:
+                continue
+            timed = order.lasts is not None or order.unless is not None
+            if timed and not any(timer.number == reply.timer for timer in self.active_timers):
+                return None
+            return namer(order.instruction, self.step - reply.step)
         return None
+
+    @property
+    def active_timers(self) -> tuple[Timer, ...]:
+        """Of what is in effect now and may be taken back."""
+        timers = self.timers.timers if self.timers else ()
+        return tuple(timer for timer in timers if timer.state == "active")
+
+    @property
+    def actions(self) -> tuple[str, ...]:
+        """Commands that the training's script defined itself."""
+        return self.run.actions if self.run else ()
+
+    def order(self, reply: Reply) -> Order | None:
+        """What its command asked for. `None`: it was recorded by another version, and is not understood."""
+        return _understood(reply.text, self.actions)
+
+    def answered(self) -> list[Reply]:
+        """The answers that say what became of a command; those that only say what would are left out."""
+        return [reply for reply in self.replies if not _only_plans(reply)]
+
+    def taken_back(self) -> set[str]:
+        """Ids of the commands whose effect `undo` took back, and no `redo` brought again."""
+        undone: dict[str, None] = {}
+        for reply in self.replies:
+            if reply.status != "applied":
+                continue
+            order = self.order(reply)
+            if reply.undoes:
+                undone[reply.undoes] = None
+            elif order is not None and isinstance(order.instruction, commands.Redo) and undone:
+                undone.popitem()
+        return set(undone)
 
     def progress(self) -> float | None:
         """Share of all steps that is done, 0 to 1. `None`: their number is not known."""
@@ -333,11 +396,17 @@ class Session:
 
     def _take_epoch_ended(self, event: EpochEnded) -> None:
         self.epoch_ends[event.epoch] = event.step
-        for name, value in event.logs.items():
+        self._take_validation(event.step, event.logs)
+
+    def _take_evaluated(self, event: Evaluated) -> None:
+        self._take_validation(event.step, event.logs)
+
+    def _take_validation(self, step: int, logs: Mapping[str, float]) -> None:
+        for name, value in logs.items():
             if name.startswith("val_"):
                 if name not in self.validation:
                     self.validation[name] = Points()
-                self.validation[name].append(max(0, event.step - 1), value)
+                self.validation[name].append(max(0, step - 1), value)
 
     def _take_state(self, event: StateChanged) -> None:
         if event not in self.states[-100:]:
@@ -347,11 +416,28 @@ class Session:
         self.switched = event.optimizer
 
     def _take_reply(self, event: Reply) -> None:
-        for position, known in enumerate(self.replies):
-            if known.id == event.id:
-                self.replies[position] = event
+        known = next((reply for reply in self.replies if reply.id == event.id), None)
+        if known is not None:
+            if known == event or event.time < known.time:
                 return
+            self.replies.remove(known)
         self.replies.append(event)
+
+    def _take_trial(self, event: TrialEnded) -> None:
+        if all(trial.id != event.id for trial in self.trials):
+            self.trials.append(event)
+
+    def _take_timers(self, event: TimersChanged) -> None:
+        if self.timers is None or event.time >= self.timers.time:
+            self.timers = event
+
+    def _take_snapshots(self, event: SnapshotsChanged) -> None:
+        if self.snapshots is None or event.time >= self.snapshots.time:
+            self.snapshots = event
+
+    def _take_control(self, event: ControlChanged) -> None:
+        if self.control is None or event.time >= self.control.time:
+            self.control = event
 
     def _take_problem(self, event: Problem) -> None:
         if event not in self.problems[-100:]:
@@ -427,27 +513,54 @@ _TAKERS: dict[type[Event], Callable[[Session, Any], None]] = {
     StateChanged: Session._take_state,
     OptimizerChanged: Session._take_optimizer,
     Reply: Session._take_reply,
+    TimersChanged: Session._take_timers,
+    SnapshotsChanged: Session._take_snapshots,
+    Evaluated: Session._take_evaluated,
+    TrialEnded: Session._take_trial,
+    ControlChanged: Session._take_control,
     Problem: Session._take_problem,
     RunEnded: Session._take_end,
 }
 
 
-def _named_rate(text: str) -> tuple[float | None] | None:
-    """The rate that a command names, or None in its place where one is left to follow. `None`: it sets none."""
+@lru_cache(maxsize=4_096)
+def _understood(text: str, actions: tuple[str, ...]) -> Order | None:
     try:
-        instruction = parse(text)
+        return commands.parse(text, actions)
     except CommandError:
-        return None  # recorded by another version
-    match instruction:
-        case SetRate(value=value):
-            return (value,)
-        case SwitchOptimizer(arguments=arguments):
-            named = arguments.get("learning_rate")
-            return (float(named) if isinstance(named, int | float) else None,)
-        case ScaleRate():
-            return (None,)
-        case _:
-            return None
+        return None
+
+
+def _only_plans(reply: Reply) -> bool:
+    """Whether it is the answer to a dry run: nothing was changed, and no timer waits."""
+    return reply.status == "planned" and reply.timer is None
+
+
+def _set_rate(instruction: commands.SetRate, steps_since: int) -> float | None:
+    return instruction.value if steps_since > instruction.over or not instruction.over else None
+
+
+def _switch_rate(instruction: commands.SwitchOptimizer, steps_since: int) -> float | None:
+    named = instruction.arguments.get("learning_rate")
+    return float(named) if isinstance(named, int | float) else None
+
+
+def _no_rate(instruction: object, steps_since: int) -> None:
+    return None
+
+
+_RATE_NAMERS: dict[type[object], Callable[[Any, int], float | None]] = {
+    commands.SetRate: _set_rate,
+    commands.SwitchOptimizer: _switch_rate,
+    **dict.fromkeys(
+        (
+            *(commands.ScaleRate, commands.SetSchedule, commands.SetHyperparameters, commands.UserAction),
+            *(commands.Rollback, commands.Undo, commands.Redo),
+        ),
+        _no_rate,
+    ),
+}
+"""Instruction → (it, steps since) → the rate that it named, for all that may have changed the rate."""
 
 
 def _same(a: object, b: object) -> bool:

@@ -35,6 +35,8 @@ class Link:
     """`False`: a recording, and the fields on playing count."""
     connection: str = ""
     """Empty: all is well. Else what is wrong."""
+    steered_by: str = ""
+    """Who controls the run when it is somebody else. Empty: nobody, or this monitor."""
     note: str = ""
     """What the caller wants to be read, such as the recording's path."""
     playing: bool = False
@@ -74,6 +76,8 @@ class View:
     findings: tuple[Finding, ...] = ()
     pending: tuple[str, ...] = ()
     """Commands on their way, not yet answered."""
+    checking: tuple[str, ...] = ()
+    """Commands of which the training is asked first what they would do."""
     link: Link = Link()
     ascii_only: bool = False
     compact: bool = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -11,6 +12,7 @@ import keras
 import numpy as np
 import pytest
 
+from client_callback.recent import RecentSteps
 from client_callback.steering import Steering
 from client_callback.wire.protocol import Command, Event, Reply, decode_answer, encode
 
@@ -35,7 +37,12 @@ class SteeredFit(keras.callbacks.Callback):
     """
 
     def __init__(
-        self, script: Mapping[int, Sequence[str]], *, control: bool = True, read_rates: bool = False
+        self,
+        script: Mapping[int, Sequence[str]],
+        *,
+        control: bool = True,
+        read_rates: bool = False,
+        **steering: object,
     ) -> None:
         super().__init__()
         self.script = {step: list(texts) for step, texts in script.items()}
@@ -55,9 +62,17 @@ class SteeredFit(keras.callbacks.Callback):
         """The rate read before each step."""
         self.last_values: dict[str, float] = {}
         self.sampled_update = None
+        self.label_counts: Mapping[int, float] = {}
+        self.trace_seconds: float | None = None
         self.held: list[object] = []
         """Earlier train functions: whoever else may hold them, they must not come back."""
-        self.steering = Steering(self, control=control)
+        self.recent = RecentSteps()
+        self.recording: Path | None = None
+        self.epoch = self.epoch_start = 0
+        self.epochs: int | None = None
+        self.steps_per_epoch: int | None = None
+        self._mean = 0.0
+        self.steering = Steering(self, control=control, **steering)
 
     @property
     def model(self) -> keras.Model:
@@ -92,6 +107,7 @@ class SteeredFit(keras.callbacks.Callback):
         return reply
 
     def on_train_begin(self, logs: object = None) -> None:
+        self.epochs, self.steps_per_epoch = self.params["epochs"], self.params["steps"]
         self.steering.install(in_fit=True)
 
     def on_train_batch_begin(self, batch: int, logs: object = None) -> None:
@@ -103,10 +119,25 @@ class SteeredFit(keras.callbacks.Callback):
             optimizer = super().model.optimizer
             self.rates.append(float(keras.ops.convert_to_numpy(optimizer.learning_rate)))
 
-    def on_train_batch_end(self, batch: int, logs: object = None) -> None:
-        self.step += batch - self._first + 1
+    def on_train_batch_end(self, batch: int, logs: Mapping[str, float] | None = None) -> None:
+        count = batch - self._first + 1
+        if "loss" in (logs or {}):
+            # Keras tells the mean over the epoch so far; all batches have the same size.
+            loss = ((batch + 1) * logs["loss"] - self._first * self._mean) / count
+            self._mean = logs["loss"]
+            self.recent.add(self.step, {"loss": np.full(count, loss, np.float32)})
+        self.step += count
+
+    def on_epoch_begin(self, epoch: int, logs: object = None) -> None:
+        self.epoch, self.epoch_start = epoch, self.step
+        self.steering.epoch_began()
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
+        for reply in self.steering.epoch_ended(epoch, dict(logs or {}), time=1.0):
+            self.emit(reply)
 
     def on_train_end(self, logs: object = None) -> None:
+        self.verified += self.steering.tick(time=1.0, last=True)
         self.steering.uninstall()
 
 

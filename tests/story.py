@@ -9,24 +9,36 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 
+import msgspec
 import numpy as np
 
 from client_callback.wire.commands import parse
 from client_callback.wire.protocol import (
     TIMINGS,
     AnyEvent,
+    ControlChanged,
     EpochBegan,
     EpochEnded,
+    Evaluated,
     Instrumented,
+    Layer,
+    Measured,
     Optimizer,
     OptimizerChanged,
     Overhead,
+    PlanLine,
     Reply,
     RunDescription,
     RunStarted,
     Series,
+    SnapshotKept,
+    SnapshotsChanged,
     StateChanged,
     Statistic,
+    Timer,
+    TimersChanged,
+    TrialEnded,
+    TrialResult,
     Variable,
     resources_event,
     samples_event,
@@ -42,6 +54,24 @@ STEPS_PER_READING = 100
 LAYERS = ("conv_1", "conv_2", "dense", "output")
 VARIABLES = tuple(f"{layer}/{part}" for layer in LAYERS for part in ("kernel", "bias"))
 EDGES = tuple(i / 20 for i in range(21))
+
+
+ACTIONS = ("render", "save-images")
+"""Commands of the script's own, in `steered_story`."""
+
+PLAN = (
+    PlanLine(topic="does", text="adam → sgd with momentum 0.9"),
+    PlanLine(
+        topic="rate",
+        text="0.01 as written; adam's 5e-4 moves the weights as far as sgd's 0.031 would (update RMS)",
+    ),
+    PlanLine(topic="rate", text="ReduceLROnPlateau goes on setting it"),
+    PlanLine(topic="keeps", text="clipnorm 1, accumulation of 2 batches, weight-decay exclusions"),
+    PlanLine(topic="resets", text="momentum and velocity start at zero; iterations at 0"),
+    PlanLine(topic="recompiles", text="the train step is traced anew: about 0.6 s"),
+    PlanLine(topic="cost", text="a snapshot of 1.2 MB is kept to go back to"),
+    PlanLine(topic="warning", text="learning_rate=0.01 is 20 times the present one"),
+)
 
 
 def story(steps: int = 2_400, *, epochs: int = 20, nan_from: int | None = None) -> list[AnyEvent]:
@@ -98,11 +128,126 @@ def _told(steps: int, epochs: int, nan_from: int | None) -> list[AnyEvent]:
     return events
 
 
+def steered_story() -> list[AnyEvent]:
+    """The usual story of a script with commands of its own, then with everything else that steering may bring."""
+    told = story()
+    started = told[0]
+    assert isinstance(started, RunStarted)
+    layers = tuple(Layer(name=name, class_name="Dense") for name in LAYERS)
+    run = msgspec.structs.replace(started.run, actions=ACTIONS, layers=layers)
+    time = told[-1].time
+    return [RunStarted(run=run, time=started.time), *told[1:], *_steered(2_400, time)]
+
+
+def trial(step: int, time: float) -> TrialEnded:
+    """Three candidates, one of which diverges."""
+    rng, steps = np.random.default_rng(3), np.arange(100)
+    curves = {
+        "sgd 0.05 momentum=0.9": 0.3 + 0.2 * np.exp(-steps / 30),
+        "keep": 0.42 + 0.08 * np.exp(-steps / 60),
+        "lr x10": 0.5 * np.exp(steps[:40] / 12),
+    }
+    results = []
+    for text, curve in curves.items():
+        losses = (curve + rng.normal(0, 0.015, len(curve))).astype("<f4")
+        diverged = text == "lr x10"
+        score = float("nan") if diverged else float(losses[-25:].mean())
+        results.append(
+            TrialResult(
+                text=text,
+                losses=losses.tobytes(),
+                score=score,
+                low=score - 0.012,
+                high=score + 0.012,
+                note="given up after 40 steps: the loss is not finite" if diverged else "",
+            )
+        )
+    command = 'trial "sgd 0.05 momentum=0.9" keep "lr x10" for 100 steps'
+    return TrialEnded(id="trial", text=command, start=step, results=tuple(results), step=step, time=time)
+
+
+def tried_rates(step: int, time: float) -> TrialEnded:
+    """A range test: the loss falls from 1e-4 on, and fastest near 3e-2; it diverges beyond 0.5."""
+    rates = np.geomspace(1e-5, 1.0, 60)
+    falls = 0.5 - 0.25 / (1 + np.exp(-3 * np.log(rates / 2e-2)))
+    losses = (
+        falls + np.where(rates > 0.2, (rates - 0.2) * 2, 0.0) + np.random.default_rng(4).normal(0, 0.006, 60)
+    )
+    result = TrialResult(
+        text="lr 1e-5..1", losses=losses.astype("<f4").tobytes(), score=0.3, low=0.3, high=0.3
+    )
+    return TrialEnded(
+        id="range",
+        text="trial lr 1e-5..1 for 60 steps",
+        start=step,
+        results=(result,),
+        rates=rates.astype("<f4").tobytes(),
+        step=step,
+        time=time,
+    )
+
+
+def _steered(step: int, time: float) -> list[AnyEvent]:
+    about = {"who": "ada@gpu01 terminal", "step": step}
+    waiting = Timer(number=2, id="later", text="pause at epoch 15", state="waiting", starts="epoch 15")
+    active = Timer(
+        number=3, id="guarded", text="lr x2", state="active", unless="loss is above 0.25 before step 2600"
+    )
+    return [
+        TimersChanged(timers=(waiting, active), step=step, time=time + 1),
+        SnapshotsChanged(
+            snapshots=(
+                SnapshotKept(step=0, name="start"),
+                SnapshotKept(step=1_500),
+                SnapshotKept(step=2_000, name="good"),
+            ),
+            step=step,
+            time=time + 1,
+        ),
+        Evaluated(logs={"val_loss": 0.4, "val_accuracy": 0.8}, step=step, time=time + 2),
+        Reply(id="later", text="pause at epoch 15", status="planned", timer=2, time=time + 1, **about),
+        Reply(
+            id="held",
+            text="lr 1e-3",
+            status="ineffective",
+            reason="ReduceLROnPlateau set it back to 0.01; lr 1e-3 hold sets it again each time",
+            time=time + 3,
+            **about,
+        ),
+        Reply(id="dry", text="optimizer sgd --dry-run", status="planned", plan=PLAN, time=time + 3, **about),
+        trial(step, time + 4),
+        Reply(
+            id="trial",
+            text=trial(step, time).text,
+            status="applied",
+            reason="took 2.1 s",
+            time=time + 4,
+            **about,
+        ),
+        tried_rates(step, time + 5),
+        Reply(id="range", text=tried_rates(step, time).text, status="applied", time=time + 5, **about),
+        Reply(
+            id="back",
+            text="undo",
+            status="applied",
+            undoes="c",
+            before={"optimizer": "sgd"},
+            after={"optimizer": "adam"},
+            update_before=Measured(value=3.1e-3, step=2_390),
+            update_after=Measured(value=2.2e-4, step=2_401),
+            time=time + 6,
+            **about,
+        ),
+        ControlChanged(who="eve@box terminal", client="another", step=step, time=time + 7),
+    ]
+
+
 class MemorySource:
     """Delivers events from memory, and answers commands as a training would; the fake edge of app tests."""
 
     def __init__(self, events: Sequence[AnyEvent], *, live: bool = True) -> None:
         self.live = live
+        self.client = "this monitor"
         self.connection = ""
         self.waiting = list(events)
         self.sent: list[str] = []
@@ -114,7 +259,7 @@ class MemorySource:
         return Update(False, events)
 
     def send(self, text: str) -> str:
-        parse(text)
+        parse(text, ACTIONS)
         self.sent.append(text)
         command_id = f"command-{len(self.sent)}"
         if self.answers:
@@ -126,7 +271,7 @@ class MemorySource:
 
 
 def answer(command_id: str, text: str) -> Reply:
-    """As a training would: rates are applied, optimizers refused."""
+    """As a training would: rates are applied, unknown optimizers refused, dry runs answered with a plan."""
     about = {
         "id": command_id,
         "text": text,
@@ -134,7 +279,10 @@ def answer(command_id: str, text: str) -> Reply:
         "time": STARTED_AT + 30,
         "who": "ada@box terminal",
     }
-    if text.startswith("optimizer"):
+    unknown = text.startswith("optimizer") and "sgd" not in text
+    if text.endswith(" --dry-run") and not unknown:
+        return Reply(status="planned", plan=PLAN, **about)
+    if unknown:
         return Reply(status="refused", reason="[unknown] optimizer; possible: adam, sgd", **about)
     if text.startswith("lr"):
         rates = {"before": {"learning_rate": 1e-2}, "after": {"learning_rate": 5e-3}}

@@ -13,6 +13,7 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
 import time
 from fcntl import ioctl
 from pathlib import Path
@@ -110,7 +111,7 @@ def test_a_recordings_path_and_an_endpoint_stand_for_the_live_run(training, caps
 @pytest.mark.parametrize(
     ("words", "code", "what"),
     [
-        (["send", "toy", "faster"], 2, "unknown command 'faster'; possible: lr, optimizer"),
+        (["send", "toy", "faster"], 2, "unknown command 'faster'; possible: lr, schedule, optimizer"),
         (["send", "toy", "lr", "fast"], 2, "'fast' is no number"),
         (["send", "toy", "lr"], 2, "lr takes one value, received nothing; write lr VALUE"),
         (["send", "toy", "note " + "a" * 4_100], 2, "too long"),
@@ -128,6 +129,100 @@ def test_send_says_in_one_line_what_is_wrong(training, capsys, words, code, what
     assert (answer["status"], answer["command"]) == ("failed", " ".join(words[2:]))
     assert what in answer["reason"]
     assert (answer["step"], answer["before"], answer["after"], answer["id"]) == (None, {}, {}, None)
+
+
+@pytest.fixture
+def answering():
+    """Has a run answer the next command as told; gives what the command was."""
+    links, threads = [], []
+
+    def begin(status, actions=(), **reply):
+        run = description(actions=actions)
+        links.append(Link(run))
+        links[-1].send(started(run))
+        taken = []
+
+        def answer():
+            assert links[-1].wait_for_command(20)
+            taken.extend(links[-1].take_commands())
+            links[-1].send(
+                protocol.Reply(id=taken[0].id, text=taken[0].text, status=status, step=7, time=1.0, **reply)
+            )
+
+        threads.append(threading.Thread(target=answer))
+        threads[-1].start()
+        return taken
+
+    yield begin
+    for thread in threads:
+        thread.join()
+    for link in links:
+        link.close()
+
+
+PLAN = (
+    protocol.PlanLine(topic="keeps", text="clipnorm 1"),
+    protocol.PlanLine(topic="resets", text="moments, which start at zero"),
+)
+
+
+@pytest.mark.parametrize(
+    "words", [["lr", "x0.5", "--dry-run"], ["lr x0.5 --dry-run"], ["--dry-run", "lr x0.5"]]
+)
+def test_a_dry_run_prints_the_plan_line_by_line(answering, capsys, words):
+    asked = answering("planned", plan=PLAN)
+    assert main(["send", "toy", *words]) == 0
+    assert capsys.readouterr().out == "keeps: clipnorm 1\nresets: moments, which start at zero\n"
+    assert asked[0].text == "lr x0.5 --dry-run"
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "said"),
+    [
+        ("applied", 0, "applied at step 7"),
+        ("ineffective", 0, "ineffective at step 7: all units were dead already"),
+        ("planned", 0, "planned at step 7"),
+        ("refused", 1, "refused at step 7"),
+        ("failed", 1, "failed at step 7"),
+    ],
+)
+def test_only_what_was_refused_or_failed_is_no_success(answering, capsys, status, code, said):
+    answering(status, reason="all units were dead already")
+    assert main(["send", "toy", "reinit", "dense"]) == code
+    assert said in capsys.readouterr().out
+
+
+def test_all_that_an_answer_holds_is_in_its_json(answering, capsys):
+    measured = protocol.Measured(value=0.25, step=6)
+    answering("planned", plan=PLAN, timer=3, update_before=measured, update_after=measured)
+    assert main(["send", "toy", "lr x0.5 at step 9", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["timer"] == 3 and answer["plan"][0] == {"topic": "keeps", "text": "clipnorm 1"}
+    assert answer["update_before"] == answer["update_after"] == {"value": 0.25, "step": 6}
+    assert list(answer)[:6] == ["status", "step", "before", "after", "reason", "id"]
+
+
+def test_a_trials_flag_is_part_of_the_command(answering):
+    asked = answering("applied")
+    assert main(["send", "toy", "trial", "keep", "adam 1e-4", "for", "9", "steps", "--adopt"]) == 0
+    assert asked[0].text == "trial keep 'adam 1e-4' for 9 steps --adopt"
+
+
+def test_commands_of_the_script_are_sent_to_a_run_that_has_them(answering, capsys):
+    asked = answering("applied", actions=("render",))
+    assert main(["send", "toy", "render", "big"]) == 0
+    assert asked[0].text == "render big"
+    assert main(["send", "toy", "rendre"]) == 2
+    assert one_line(capsys.readouterr().err).endswith("note, render\n")
+
+
+def test_what_takes_long_is_told_to_be_waited_for(capsys):
+    link = Link(description())
+    assert main(["send", "toy", "trial", "keep", "for", "9", "steps", "--wait", "0.1"]) == 4
+    assert "it answers when that is done: --wait S (wait_s=S) waits longer" in one_line(
+        capsys.readouterr().err
+    )
+    link.close()
 
 
 def test_send_gives_up_in_time(capsys):

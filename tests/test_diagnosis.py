@@ -94,18 +94,6 @@ def test_near_zero_it_says_converged_or_stuck():
     assert newest.title == "Converged or stuck"
 
 
-def test_theil_sen_and_mann_kendall_agree_with_scipy():
-    stats = pytest.importorskip("scipy.stats")
-    means = noisy(np.linspace(1.0, 0.9, plateau.BLOCKS), 0.05, 3)
-    falls, _, z = plateau._trends(means[None, :])
-    slope = stats.theilslopes(means).slope
-    assert falls[0] == pytest.approx(-slope * plateau.BLOCKS)
-    tau = stats.kendalltau(np.arange(plateau.BLOCKS), means).statistic
-    pairs = plateau.BLOCKS * (plateau.BLOCKS - 1) / 2
-    inflation = plateau._variance_inflation((means - slope * np.arange(plateau.BLOCKS))[None, :])[0]
-    assert z[0] == pytest.approx(tau * pairs / np.sqrt(plateau._VARIANCE_OF_S * inflation))
-
-
 def test_the_first_value_that_is_not_finite_is_named():
     (rule,) = [rule for rule in RULES if rule.name == "non-finite"]
     (finding,) = rule.check(rule.ailing["a gradient is not finite before the loss is"]())

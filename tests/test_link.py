@@ -21,10 +21,10 @@ import zmq
 
 from client_callback import link as link_module
 from client_callback import tail as tail_module
-from client_callback.bell import Bell
 from client_callback.link import Link, check_bind
 from client_callback.resources import ResourceMonitor
 from client_callback.wire import folders, protocol, runs, sockets
+from client_callback.wire.bell import Bell
 from client_callback.wire.recording import JournalReader
 from monitor.sending import NoAnswer, send_to
 from tests.toy_runs import canonical, description, samples, start_training, started, steps, story, wait_until
@@ -532,7 +532,7 @@ def test_another_version_is_refused_with_what_to_do(make_link, context):
     ask = asker(context, make_link())
     answer = ask(protocol.Hello(version=protocol.PROTOCOL_VERSION + 1))
     assert (
-        "speaks protocol version 1, this monitor 2; upgrade unstuck on the side of the training"
+        "speaks protocol version 2, this monitor 3; upgrade unstuck on the side of the training"
         in answer.reason
     )
     answer = ask(protocol.Hello(version=0))
@@ -549,10 +549,16 @@ def test_another_version_is_refused_with_what_to_do(make_link, context):
         msgspec.msgpack.encode({"kind": "backfill", "after": -1}),
         msgspec.msgpack.encode({"kind": "command", "id": "", "text": "stop"}),
         msgspec.msgpack.encode({"kind": "command", "id": "a", "text": "x" * 5_000}),
+        msgspec.msgpack.encode({"kind": "command", "id": "a", "text": "stop", "client": "x" * 65}),
+        msgspec.msgpack.encode({"kind": "present", "client": "x" * 65}),
+        msgspec.msgpack.encode({"kind": "present", "client": 1}),
         msgspec.msgpack.encode({"kind": "shutdown"}),
         b"\x91" * 50_000,
     ],
-    ids=["empty", "zeros", "http", "random", "negative", "no-id", "long", "unknown", "nested"],
+    ids=[
+        *("empty", "zeros", "http", "random", "negative", "no-id", "long"),
+        *("client", "present", "type", "unknown", "nested"),
+    ],
 )
 def test_a_request_that_does_not_fit_is_refused_with_the_reason(make_link, context, request_bytes):
     link = make_link()
@@ -645,7 +651,7 @@ def test_commands_that_nobody_took_are_answered_when_the_run_closes(make_link, c
     link.close()
     assert ask.socket.poll(5_000)
     answer = protocol.decode_answer(ask.socket.recv())
-    assert (answer.id, answer.status) == ("c1", "failed")
+    assert (answer.id, answer.text, answer.status) == ("c1", "stop", "failed")
 
 
 # ── TCP ───────────────────────────────────────────────────────────────────────────────────────────

@@ -11,7 +11,7 @@ import pytest
 from textual.pilot import Pilot
 
 from monitor.app import UnstuckApp
-from tests.story import MemorySource, story
+from tests.story import MemorySource, steered_story, story
 
 
 def app_showing(steps: int = 2_400, **about: object) -> UnstuckApp:
@@ -62,3 +62,30 @@ def test_what_keys_open_in_a_small_terminal_looks_as_it_did(snap_compare, keys):
         await drawn(pilot)
 
     assert snap_compare(app_showing(1_400), terminal_size=(80, 24), run_before=press)
+
+
+@pytest.mark.parametrize(
+    ("size", "ascii_only", "card"),
+    [
+        pytest.param((120, 40), False, False, id="interventions"),
+        pytest.param((80, 24), True, False, id="interventions, small, ascii"),
+        pytest.param((120, 40), False, True, id="card"),
+        pytest.param((80, 24), True, True, id="card, small, ascii"),
+    ],
+)
+def test_steering_looks_as_it_did(snap_compare, size, ascii_only, card):
+    async def look(pilot: Pilot) -> None:
+        await drawn(pilot)
+        if card:
+            pilot.app.action_send("optimizer sgd learning_rate=0.01 momentum=0.9")
+            while not pilot.app.screen.query("#preflight-text"):
+                await pilot.pause(0.02)
+            await pilot.pause(0.1)
+        else:
+            pilot.app._look(selected="interventions")
+            pilot.app._dashboard.maximise("interventions")
+            pilot.app._look()
+        await drawn(pilot)
+
+    app = UnstuckApp(MemorySource(steered_story()), ascii_only=ascii_only)
+    assert snap_compare(app, terminal_size=size, run_before=look)

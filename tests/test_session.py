@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,6 +15,7 @@ from client_callback.wire.protocol import (
     AnyEvent,
     EpochBegan,
     EpochEnded,
+    Evaluated,
     Optimizer,
     Overhead,
     Reply,
@@ -22,14 +24,16 @@ from client_callback.wire.protocol import (
     RunStarted,
     StateChanged,
     Steps,
+    Timer,
+    TimersChanged,
     fold,
     resources_event,
     steps_event,
 )
 from monitor.session import LONGEST_GAP, Session
-from tests.story import STARTED_AT, STEP_S, STEPS_PER_EPOCH, story
+from tests.story import STARTED_AT, STEP_S, STEPS_PER_EPOCH, steered_story, story
 
-STORY = story(600, nan_from=555)
+STORY = [*story(600, nan_from=555), *steered_story()[-12:]]
 
 
 def session_after(events: list[AnyEvent]) -> Session:
@@ -49,7 +53,7 @@ def run_started(**about: object) -> RunStarted:
 
 
 def test_the_same_events_give_equal_sessions_even_with_nan():
-    assert session_after(STORY) == session_after(story(600, nan_from=555))
+    assert session_after(STORY) == session_after([*story(600, nan_from=555), *steered_story()[-12:]])
     assert np.isnan(session_after(STORY).series["loss"].values[-1])
     assert session_after(STORY) != session_after(STORY[:-1])
 
@@ -176,7 +180,7 @@ def test_a_fit_that_goes_on_from_a_later_epoch_counts_only_its_own_steps():
 
 
 def test_validation_lies_on_the_last_step_of_its_epoch():
-    points = session_after(STORY).validation["val_loss"]
+    points = session_after(story(600)).validation["val_loss"]
     assert points.steps.tolist() == [STEPS_PER_EPOCH - 1, 2 * STEPS_PER_EPOCH - 1, 3 * STEPS_PER_EPOCH - 1]
 
 
@@ -209,11 +213,79 @@ def replied(*answers: tuple[str, str]) -> list[AnyEvent]:
         ([("lr 1e-3", "applied"), ("optimizer adam", "applied")], None),
         ([("lr 1e-3", "applied"), ("lr x0.5", "applied")], None),
         ([("a command of a later version", "applied")], None),
+        ([("lr 1e-3", "ineffective")], 1e-3),
+        ([("lr 1e-3 hold", "applied"), ("snapshot", "applied"), ("evaluate", "applied")], 1e-3),
+        ([("lr 1e-3 over 100 steps", "applied")], None),
+        ([("lr 1e-3", "applied"), ("schedule cosine decay_steps=9", "applied")], None),
+        ([("lr 1e-3", "applied"), ("undo", "applied")], None),
+        ([("lr 1e-3", "applied"), ("redo", "applied")], None),
+        ([("lr 1e-3", "applied"), ("rollback start", "applied")], None),
+        ([("lr 1e-3", "applied"), ("rollback start", "refused")], 1e-3),
+        ([("optimizer sgd learning_rate=match", "applied")], None),
+        ([("lr 1e-3", "applied"), ("optimizer sgd learning_rate=0.1 --dry-run", "planned")], 1e-3),
+        ([("lr 1e-3", "applied"), ("trial lr 1e-5..1 for 60 steps", "applied")], 1e-3),
+        ([("lr 1e-3", "applied"), ("trial keep sgd for 60 steps", "applied")], 1e-3),
+        ([("lr 1e-3", "applied"), ("lr x0.5 ends", "applied")], None),
+        ([("lr 1e-3 for 500 steps", "applied")], None),
+        ([("lr 1e-3 unless loss rises 20% in 200 steps", "applied")], None),
     ],
 )
 def test_the_requested_rate_is_the_one_that_an_applied_command_named(answers, asked):
     session = session_after([run_started(), steps(0, 1, 0.0), *replied(*answers)])
     assert session.requested_learning_rate == asked
+
+
+def test_a_rate_that_is_gone_to_slowly_counts_once_it_is_reached():
+    asked = replied(("lr 1e-3 over 100 steps", "applied"))
+    assert session_after([run_started(), steps(0, 101, 0.0), *asked]).requested_learning_rate == 1e-3
+    assert session_after([run_started(), steps(0, 90, 0.0), *asked]).requested_learning_rate is None
+
+
+def test_a_rate_for_some_steps_counts_while_its_timer_is_active():
+    text = "lr 1e-3 for 500 steps"
+    timer = Timer(number=1, id="0", text=text, state="active", until=600)
+    events = [
+        run_started(),
+        steps(0, 1, 0.0),
+        msgspec.structs.replace(replied((text, "applied"))[0], timer=1),
+    ]
+    assert session_after([*events, TimersChanged(timers=(timer,))]).requested_learning_rate == 1e-3
+    over = [TimersChanged(timers=(timer,), time=1.0), TimersChanged(time=2.0)]
+    assert session_after([*events, *over]).requested_learning_rate is None
+
+
+def test_an_evaluation_that_was_asked_for_lies_on_the_step_before_it():
+    session = session_after([run_started(), Evaluated(logs={"val_loss": 0.5}, step=120, time=1.0)])
+    assert session.validation["val_loss"].steps.tolist() == [119]
+    assert session.validation["val_loss"].values.tolist() == [0.5]
+
+
+def test_what_was_planned_and_then_carried_out_is_one_answer_at_its_later_place():
+    waiting = Reply(id="a", text="lr 1 at step 9", status="planned", timer=1, time=1.0)
+    other = Reply(id="b", text="pause", status="applied", time=2.0)
+    done = Reply(id="a", text="lr 1 at step 9", status="applied", timer=1, time=3.0)
+    session = session_after([waiting, other, done])
+    assert session.replies == [other, done]
+    assert session == session_after([waiting, other, done, waiting, other, done])
+
+
+def test_answers_of_dry_runs_are_kept_and_told_apart():
+    dry = Reply(id="a", text="lr 1 --dry-run", status="planned", time=1.0)
+    waiting = Reply(id="b", text="lr 1 at step 9", status="planned", timer=1, time=2.0)
+    refused = Reply(id="c", text="optimizer sdg --dry-run", status="refused", time=3.0)
+    session = session_after([dry, waiting, refused])
+    assert session.replies == [dry, waiting, refused]
+    assert session.answered() == [waiting, refused]
+
+
+def test_what_was_undone_and_not_done_again_is_known():
+    done = [Reply(id=i, text="lr x0.5", status="applied", time=t) for i, t in (("a", 1.0), ("b", 2.0))]
+    undos = [
+        Reply(id=f"u{i}", text="undo", status="applied", undoes=i, time=3.0 + t) for t, i in enumerate("ba")
+    ]
+    redo = Reply(id="r", text="redo", status="applied", time=9.0)
+    assert session_after([*done, *undos]).taken_back() == {"a", "b"}
+    assert session_after([*done, *undos, redo]).taken_back() == {"b"}
 
 
 def test_under_a_schedule_no_rate_counts_as_requested():

@@ -10,7 +10,7 @@ from keras.optimizers import SGD, Adam
 from keras.optimizers.schedules import CosineDecay
 
 from client_callback.steering import backends, describe_optimizer, optimizer_catalogue
-from client_callback.steering.handlers import HANDLERS
+from client_callback.steering.handling import Handling
 from client_callback.wire import commands
 from tests.steered_fit import (
     BACKEND,
@@ -24,8 +24,17 @@ from tests.steered_fit import (
 pytestmark = pytest.mark.every_backend
 
 
-def test_every_instruction_of_the_grammar_has_a_handler():
-    assert set(HANDLERS) == set(typing.get_args(commands.Instruction))
+DECIDED_WHERE_MONITORS_CONNECT = {commands.TakeControl, commands.ReleaseControl}
+
+
+def test_every_instruction_of_the_grammar_is_handled():
+    handled = set(SteeredFit({}).steering.handlings)
+    assert handled == set(typing.get_args(commands.Instruction)) - DECIDED_WHERE_MONITORS_CONNECT
+
+
+def test_who_has_control_is_not_for_the_training_to_decide():
+    reply = SteeredFit({}).send("control take")
+    assert reply.status == "refused" and "not for the training" in reply.reason
 
 
 def test_pause_and_resume_answer_with_the_state_before_and_after():
@@ -92,18 +101,20 @@ def test_on_a_backend_without_an_adapter_the_optimizer_is_left_alone(monkeypatch
     _, fit = steered(SGD(CosineDecay(0.1, 20)), {3: ["lr 0.1", "optimizer adam", "note x"]}, epochs=1)
     assert [r.status for r in fit.replies] == ["refused", "refused", "applied"]
     assert f"cannot be steered on the {BACKEND} backend yet" in fit.replies[0].reason
-    assert [event.what for event in fit.events] == [fit.replies[0].reason]
+    told = [event.what for event in fit.events]
+    assert told == [fit.replies[0].reason, f"no snapshots are kept: Refused: {fit.replies[0].reason}"]
 
 
-def test_an_error_inside_a_handler_becomes_a_failed_answer_with_the_error_and_its_cause(monkeypatch):
+def test_an_error_inside_a_handler_becomes_a_failed_answer_with_the_error_and_its_cause():
     def breaks(training, instruction, time):
         try:
             raise OSError("x" * 10_000)
         except OSError as error:
             raise KeyError("a bug") from error
 
-    monkeypatch.setitem(HANDLERS, commands.SetRate, breaks)
-    reply = SteeredFit({}).send("lr 0.1")
+    fit = SteeredFit({})
+    fit.steering.handlings[commands.Pause] = Handling(carry_out=breaks)
+    reply = fit.send("pause")
     assert reply.status == "failed" and reply.reason.startswith("KeyError: 'a bug'; after OSError: xxx")
     assert len(reply.reason) == 4_000
 

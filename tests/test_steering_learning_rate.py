@@ -274,19 +274,17 @@ def test_many_scalings_stop_before_the_multiplier_overflows():
     assert [reply.status for reply in fit.replies] == ["applied", "refused", "refused", "refused"]
 
 
-def test_a_schedule_assigned_in_the_middle_of_a_fit_is_steered_where_the_step_follows_it():
+def test_a_schedule_assigned_in_the_middle_of_a_fit_is_steered_too():
     class AssignsSchedule(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
             if self.model.optimizer.iterations == 3:
                 self.model.optimizer.learning_rate = CosineDecay(0.1, 20)
 
     model, fit = steered(SGD(0.1), {CHANGED: ["lr 0.02"], 8: ["lr x2"]}, callbacks=[AssignsSchedule()])
-    if BACKEND == "tensorflow":  # goes on with the variable that it was traced with
-        assert fit.replies[0].status == "refused"
-        assert "after the train step had been compiled" in fit.replies[0].reason
-        return
     assert [reply.status for reply in fit.replies] == ["applied", "applied"], fit.replies
-    rates = [0.1] * 3 + [cosine_at(step) for step in (3, 4)] + [0.02] * 3 + [0.04] * 8
+    # TensorFlow goes on with the variable that the step was traced with.
+    followed = [0.1, 0.1] if BACKEND == "tensorflow" else [cosine_at(step) for step in (3, 4)]
+    rates = [0.1] * 3 + followed + [0.02] * 3 + [0.04] * 8
     assert_same_weights(model, looped(always(SGD(0.1)), lambda step: rates[step]))
 
 
@@ -335,7 +333,7 @@ def test_an_optimizer_that_cannot_be_controlled_costs_one_problem_and_no_trainin
     model, fit = steered(SGD(cosine()), {CHANGED: ["lr 0.02"]})
     (problem,) = [event for event in fit.events if isinstance(event, Problem)]
     assert "ZeroDivisionError" in problem.what
-    assert fit.replies[0].status == ("refused" if BACKEND == "tensorflow" else "failed")
+    assert fit.replies[0].status == "failed" and "ZeroDivisionError" in fit.replies[0].reason
     assert int(model.optimizer.iterations) == 2 * STEPS
 
 

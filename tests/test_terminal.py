@@ -107,13 +107,16 @@ def test_a_person_watches_steers_and_leaves_while_the_training_goes_on(home):
         )
 
         command(screen, "optimizer sgd learning_rate=0.01")
-        screen.wait_for(lambda: len(replies(run.recording)) == 2)
-        assert replies(run.recording)[1].status == "applied"
-        screen.wait_for(lambda: "sgd" in screen.text)
+        screen.wait_for(lambda: "send it" in screen.text)
+        assert replies(run.recording)[1].status == "planned"
+        screen.type("\r")
+        screen.wait_for(lambda: len(replies(run.recording)) == 3)
+        assert replies(run.recording)[2].status == "applied"
+        screen.wait_for(lambda: "send it" not in screen.text and "sgd" in screen.text)
 
         command(screen, "optimizer sdg")
-        screen.wait_for(lambda: len(replies(run.recording)) == 3)
-        assert replies(run.recording)[2].status == "refused"
+        screen.wait_for(lambda: len(replies(run.recording)) == 4)
+        assert replies(run.recording)[3].status == "refused"
 
         screen.type("?")
         screen.wait_for(lambda: "Halve the learning rate" in screen.text)

@@ -28,6 +28,13 @@ class InstanceHooks:
         self._replaced.append((owner, name, before, replacement))
         return replacement
 
+    def original(self, owner: Any, name: str) -> Any:
+        """What `owner.name` was before it was replaced here; what it is, where it was not."""
+        for replaced, attribute, before, _ in self._replaced:
+            if replaced is owner and attribute == name:
+                return getattr(type(owner), name).__get__(owner) if before is _ABSENT else before
+        return getattr(owner, name)
+
     def remove(self) -> None:
         """Puts back what was there, last replaced first; leaves alone what somebody else replaced since."""
         while self._replaced:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -71,6 +71,8 @@ class Instrument:
         self._make: Callable[..., Any] | None = None
         """The model's own way to make its train function, while ours is in its place."""
         self._last_logs: Any = {}
+        self._feed: Callable[[Any], Any] | None = None
+        """What the train function is given instead of what `fit` gives it. `None`: just that."""
 
     def install(self) -> None:
         """Hooks the model and makes its train function anew, to be traced with the probe at the next batch."""
@@ -109,6 +111,41 @@ class Instrument:
             if was_measuring:
                 self._attach()
             self._make_train_function()
+
+    def feed_by(self, feed: Callable[[Any], Any]) -> None:
+        """From now on the train function is given what `feed` makes of the data that `fit` gives it."""
+        self._feed = feed
+        if self._guard is None or vars(self._model).get("train_function") is not self._guard:
+            self._make_train_function()
+
+    @contextlib.contextmanager
+    def unmeasured(self) -> Iterator[Callable[[], Callable[..., Any]]]:
+        """Inside, nothing that the model does is measured; yields what makes train functions of it as it is then.
+
+        Each is traced on its own. The one that `fit` calls stays what it is.
+        """
+        model = self._model
+        step = model.train_step if self._probe is None else self._probe.driver.own_train_step()
+        hooks = InstanceHooks()
+        hooks.wrap(model, "train_step", lambda _: step)
+        try:
+            yield self._make_unmeasured
+        finally:
+            hooks.remove()
+
+    def _make_unmeasured(self) -> Callable[..., Any]:
+        model = self._model
+        present = vars(model).get("train_function")
+        hooks = InstanceHooks()
+        hooks.wrap(model, "train_step", _another)
+        try:
+            model.train_function = None
+            (self._make or model.make_train_function)()
+            made: Callable[..., Any] = model.train_function
+        finally:
+            hooks.remove()
+            vars(model)["train_function"] = present
+        return made
 
     @property
     def steps(self) -> int:
@@ -216,6 +253,8 @@ class Instrument:
         def guarded_train_function(*args: Any) -> Any:
             self._clock.begin()
             try:
+                if self._feed is not None:
+                    args = (*args[:-1], self._feed(args[-1]))
                 self._last_logs = self._call(train_function, *args)
             except BaseException as error:
                 if not _ends_epoch(error):
@@ -264,6 +303,15 @@ class Instrument:
                 self._on_problem(f"the last steps before that are lost: {second}")
             self._give_up(error)
             self._make_train_function()
+
+
+def _another(step: Callable[..., Any]) -> Callable[..., Any]:
+    """The same step as another function: traces are kept by function."""
+
+    def train_step(*args: Any) -> Any:
+        return step(*args)
+
+    return train_step
 
 
 def _raised_here(trace: TracebackType | None) -> bool:

@@ -7,7 +7,7 @@ Everything else in steering is written against `Backend`; a new backend is one c
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any, Literal, Protocol
 
 import keras
@@ -25,8 +25,8 @@ class Backend(Protocol):
         """Whether the step sees a variable only when it is among the optimizer's own; else it is a constant to it."""
 
     @property
-    def late_control(self) -> Literal["impossible", "at once", "traced anew"]:
-        """Whether a `RateControl` can be put on an optimizer that trains already, and when the step asks it."""
+    def late_control(self) -> Literal["at once", "traced anew"]:
+        """When the step asks a `RateControl` that is put on an optimizer that trains already."""
 
     def state(self, model: Any) -> AbstractContextManager[None]:
         """Inside, variables hold the training's state; what is assigned reaches the next step."""
@@ -50,15 +50,27 @@ class Backend(Protocol):
         unbuilt optimizer with the same arguments, without loss scaling.
         """
 
+    def evaluation(self, model: Any) -> AbstractContextManager[None]:
+        """Inside `state`: Keras may evaluate the model in the middle of an epoch, and `fit` goes on as before."""
+
     def forget_trace(self, model: Any) -> None:
         """The train function made next is traced anew, whoever still holds an earlier one."""
+
+    def forget_evaluation(self, model: Any) -> None:
+        """Validation and prediction are traced anew as well: layers or the loss are others now."""
+
+    def inference(self) -> AbstractContextManager[Any]:
+        """Inside, calling the model keeps nothing that only gradients need."""
+
+    def accumulates(self, model: Any) -> bool:
+        """Whether Keras can accumulate this model's gradients over several batches."""
 
 
 class TensorFlowBackend:
     """`tf.function` reads variables at every step, so assigning one is enough."""
 
     reads_only_listed_variables = False
-    late_control: Literal["impossible"] = "impossible"
+    late_control: Literal["traced anew"] = "traced anew"
 
     def state(self, model: Any) -> AbstractContextManager[None]:
         """Variables are always current."""
@@ -109,8 +121,24 @@ class TensorFlowBackend:
 
         tf.function(lambda: model.distribute_strategy.run(update), autograph=False).get_concrete_function()
 
+    def evaluation(self, model: Any) -> AbstractContextManager[None]:
+        """It has functions of its own."""
+        return nullcontext()
+
     def forget_trace(self, model: Any) -> None:
         """Every `tf.function` has a trace of its own."""
+
+    def forget_evaluation(self, model: Any) -> None:
+        """Keras makes both functions again when they are missing."""
+        model.test_function = model.predict_function = None
+
+    def inference(self) -> AbstractContextManager[Any]:
+        """Nothing is kept unless it is asked for."""
+        return nullcontext()
+
+    def accumulates(self, model: Any) -> bool:
+        """Keras' condition on whether to update cannot be traced on several replicas."""
+        return bool(model.distribute_strategy.num_replicas_in_sync == 1)
 
 
 class JaxBackend:
@@ -161,6 +189,16 @@ class JaxBackend:
         weights = shapes(model.trainable_variables)
         jax.eval_shape(optimizer.stateless_apply, shapes(optimizer.variables), weights, weights)
 
+    @contextmanager
+    def evaluation(self, model: Any) -> Iterator[None]:
+        """Evaluating forgets the state that travels through `fit`; `state` fills it with what there is afterwards."""
+        travelling = getattr(model, "_jax_state", None)
+        try:
+            yield
+        finally:
+            model.jax_state_sync()  # of an evaluation that was interrupted
+            model._jax_state = travelling
+
     def forget_trace(self, model: Any) -> None:
         """JAX keeps traces by function and shapes, and the train step is the same function for any optimizer.
 
@@ -168,7 +206,27 @@ class JaxBackend:
         """
         import jax  # noqa: PLC0415 (only where JAX is the backend)
 
-        jax.jit(model.train_step).clear_cache()
+        # A plain function on the instance has traces for each set of arguments to `jit`: these are Keras'.
+        shardings = None
+        if keras.distribution.distribution() is not None:
+            with suppress(TypeError, AttributeError):  # a step that died took the variables' values with it
+                shardings = (None, model._get_state_sharding_spec())
+        jax.jit(model.train_step, donate_argnums=0, out_shardings=shardings).clear_cache()
+
+    def forget_evaluation(self, model: Any) -> None:
+        """A trace knows weights by their places: with others trained, it would take one for another of its shape."""
+        import jax  # noqa: PLC0415 (only where JAX is the backend)
+
+        model.test_function = model.predict_function = None
+        jax.jit(model.test_step).clear_cache()
+
+    def inference(self) -> AbstractContextManager[Any]:
+        """Nothing is kept unless it is asked for."""
+        return nullcontext()
+
+    def accumulates(self, model: Any) -> bool:
+        """On any number of devices."""
+        return True
 
 
 class TorchBackend:
@@ -219,8 +277,33 @@ class TorchBackend:
             for _ in range(rehearsing.gradient_accumulation_steps or 1):
                 rehearsing.apply(gradients, stand_ins)
 
+    @contextmanager
+    def evaluation(self, model: Any) -> Iterator[None]:
+        """Evaluating puts every module into the mode of testing, and `fit` back only when an epoch begins."""
+        modes = [(module, module.training) for module in model.modules()]
+        try:
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+
     def forget_trace(self, model: Any) -> None:
         """There is none."""
+
+    def forget_evaluation(self, model: Any) -> None:
+        """Keras makes both functions again when they are missing."""
+        model.test_function = model.predict_function = None
+
+    def inference(self) -> AbstractContextManager[Any]:
+        """Torch keeps it with every tensor."""
+        import torch  # noqa: PLC0415 (only where torch is the backend)
+
+        without: AbstractContextManager[Any] = torch.no_grad()
+        return without
+
+    def accumulates(self, model: Any) -> bool:
+        """There are no replicas."""
+        return True
 
 
 def _replica_values(variable: Any) -> list[Any]:

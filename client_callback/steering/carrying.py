@@ -14,10 +14,11 @@ import keras
 from keras import ops
 
 from client_callback.steering.backends import current_backend
-from client_callback.steering.rate_control import rated_optimizers, updates
+from client_callback.steering.rate_control import is_variable, rated_optimizers, updates
+from client_callback.steering.trained_variables import known_variables
 
 Moments = Literal["fresh", "carried", "own"]
-"""Of the optimizer that takes over: it has made no update yet; those of the present one; its own of an earlier time."""
+"""Of the optimizer that takes over: none, it is new; the present one's; its own, of an earlier time."""
 
 _NO_SLOTS = {
     "_variables",
@@ -66,6 +67,40 @@ def carry_over(present: Any, successor: Any, moments: Moments) -> list[str]:
     return notes + _carry_averages(inner, new_inner, moments)
 
 
+def go_on_with(present: Any, earlier: Any) -> None:
+    """An optimizer that was at work before takes over again, and the weights stay as they are by now.
+
+    Of the same class it goes on with the present moments, else with its own of that time; what belongs to the
+    training goes on in any case.
+    """
+    if _cannot_carry(present, earlier):
+        return
+    inner, old_inner = rated_optimizers(present)[0], rated_optimizers(earlier)[0]
+    alike = type(inner) is type(old_inner)
+    carry_over(present, earlier, "carried" if alike else "own")
+    rates = (old_inner._learning_rate, inner._learning_rate)
+    if alike and all(map(is_variable, rates)):
+        current_backend().copy([rates])
+
+
+def going_back_says(present: Any, earlier: Any) -> list[str]:
+    """What is to be said of `go_on_with`."""
+    if _cannot_carry(present, earlier):
+        return []
+    inner, old_inner = rated_optimizers(present)[0], rated_optimizers(earlier)[0]
+    notes = []
+    if type(inner) is not type(old_inner) and slots(old_inner):
+        notes.append(f"{type(old_inner).__name__} goes on with the moments that it had when it was replaced")
+    dropped = carried_batches(inner, old_inner.gradient_accumulation_steps)[1]
+    return [*notes, dropping(dropped)] if dropped else notes
+
+
+def _cannot_carry(present: Any, earlier: Any) -> bool:
+    several = keras.optimizers.MultiOptimizer
+    unbuilt = not present.built or not earlier.built
+    return present is earlier or unbuilt or isinstance(present, several) or isinstance(earlier, several)
+
+
 def carried_batches(inner: Any, new_length: int | None) -> tuple[int, int]:
     """(batches whose accumulated gradients go over, batches whose gradients are dropped).
 
@@ -80,13 +115,19 @@ def carried_batches(inner: Any, new_length: int | None) -> tuple[int, int]:
 
 def dropping(batches: int) -> str:
     """What is said of gradients that cannot go over."""
-    return f"the gradients accumulated over the last {batches} batches are dropped"
+    return f"the gradients accumulated over the last {count_of(batches, 'batch')} are dropped"
+
+
+def count_of(number: int, what: str) -> str:
+    """`1 batch`, `3 batches`."""
+    plural = f"{what}es" if what.endswith("ch") else f"{what}s"
+    return f"{number} {what if number == 1 else plural}"
 
 
 def slots(optimizer: Any) -> dict[tuple[str, int], Any]:
     """(attribute, id of the weight or place) → the optimizer's variable: moments and what else a rule keeps."""
     found: dict[tuple[str, int], Any] = {}
-    weights = optimizer._trainable_variables
+    weights = known_variables(optimizer)
     for name, value in vars(optimizer).items():
         if name in _NO_SLOTS:
             continue
@@ -161,8 +202,8 @@ def _carry_accumulated(inner: Any, new_inner: Any, phase: int) -> None:
     """Sums of gradients since the last update; those of batches that do not go over are forgotten."""
     if not new_inner.gradient_accumulation_steps:
         return
-    targets = _by_weight(new_inner, new_inner._accumulated_gradients)
-    sources = _by_weight(inner, inner._accumulated_gradients) if phase else {}
+    targets = _by_weight(known_variables(new_inner), new_inner._accumulated_gradients)
+    sources = _by_weight(known_variables(inner), inner._accumulated_gradients) if phase else {}
     current_backend().copy([(target, sources[key]) for key, target in targets.items() if key in sources])
     if updates(new_inner):
         _fill_with_zeros(target for key, target in targets.items() if key not in sources)
@@ -173,19 +214,21 @@ def _carry_averages(inner: Any, new_inner: Any, moments: Moments) -> list[str]:
         return ["the moving averages of the weights are dropped"]
     if not new_inner.use_ema:
         return []
-    averages = _by_weight(new_inner, new_inner._model_variables_moving_average)
+    weights = new_inner._trainable_variables
+    averages = _by_weight(weights, new_inner._model_variables_moving_average)
     # Keras sets an average to the weight at the first update, so before that the old ones could not be kept.
     goes_on = inner.use_ema and inner.built and moments != "fresh"
-    kept = _by_weight(inner, inner._model_variables_moving_average) if goes_on else {}
-    weights = {id(weight): weight for weight in new_inner._trainable_variables}
+    kept = {id(weight): weight for weight in weights}
+    if goes_on:
+        kept |= _by_weight(inner._trainable_variables, inner._model_variables_moving_average)
     # When no update follows, `fit` would end by writing averages of zero into the weights.
-    current_backend().copy([(average, kept.get(key, weights[key])) for key, average in averages.items()])
+    current_backend().copy([(average, kept[key]) for key, average in averages.items()])
     return [] if goes_on else ["the moving averages of the weights start anew from the weights as they are"]
 
 
-def _by_weight(inner: Any, variables: Iterable[Any]) -> dict[int, Any]:
-    """Id of the weight → its variable among those that the optimizer keeps one of for each."""
-    pairs = zip(inner._trainable_variables, variables, strict=True)
+def _by_weight(weights: Iterable[Any], variables: Iterable[Any]) -> dict[int, Any]:
+    """Id of the weight → the variable that an optimizer keeps of it."""
+    pairs = zip(weights, variables, strict=True)
     return {id(weight): variable for weight, variable in pairs if variable is not None}
 
 

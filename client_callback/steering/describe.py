@@ -9,7 +9,7 @@ import keras
 
 from client_callback.steering.learning_rate import read_rates
 from client_callback.steering.optimizers import command_name, settings
-from client_callback.steering.rate_control import rated_optimizers, schedule_name
+from client_callback.steering.rate_control import control_of, rated_optimizers, schedule_name
 from client_callback.steering.rate_owners import rate_owners
 from client_callback.wire import protocol
 from client_callback.wire.protocol import Scalar
@@ -28,7 +28,8 @@ def describe_optimizer(model: Any, callbacks: Sequence[Any]) -> protocol.Optimiz
         class_name=type(main).__name__,
         settings=described_settings(optimizer),
         schedule=", ".join(schedules) or None,
-        rate_owners=tuple(owner.name for owner in rate_owners(callbacks)),
+        rate_owners=tuple(owner.name for owner in rate_owners(callbacks, model)),
+        held=any(control.held for one in rated if (control := control_of(one))),
     )
 
 

@@ -33,6 +33,8 @@ class Handling:
     plan: Planner = plan_nothing
     subjects: frozenset[Subject] = frozenset()
     """What it changes of the training: then the state before is kept, and it can be undone. Empty: nothing."""
+    may_change_nothing: bool = False
+    """Whether it is as it should be when nothing is other than before; then there is nothing to undo."""
     steps_weights: bool = False
     """Whether the next update of the weights shows its effect, so that the answer waits for that."""
     of_optimizer: bool = False

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from client_callback.steering.backends import current_backend
+from client_callback.steering.carrying import going_back_says
 from client_callback.steering.describe import current_optimizer, describe_optimizer
 from client_callback.steering.handling import Handling, Handlings
 from client_callback.steering.settings import (
@@ -21,7 +22,7 @@ from client_callback.steering.settings import (
     tell_settings,
 )
 from client_callback.steering.snapshots import MOST_CHANGES, Kind, Snapshot, Snapshots
-from client_callback.steering.state import State, capture, has_variables, restore, write_settings
+from client_callback.steering.state import State, capture, has_variables, moved, restore, write_settings
 from client_callback.steering.training import Outcome, Refused, Training, retrace
 from client_callback.wire import commands
 from client_callback.wire.protocol import OptimizerChanged, PlanLine, SnapshotsChanged
@@ -77,6 +78,11 @@ class History:
         seconds, self._seconds = self._seconds, 0.0
         return seconds
 
+    @property
+    def can_begin(self) -> bool:
+        """Whether there is a state that a change could be taken back to."""
+        return current_optimizer(self._training.model) is not None
+
     def begin(self, text: str) -> Snapshot:
         """The state before a change."""
         return self.take("change", reason=text)
@@ -99,6 +105,13 @@ class History:
         self.snapshots.drop(before)
         self._announce(0.0)
 
+    def differs(self, before: Snapshot) -> bool:
+        """Whether anything is other than in a state kept before, as far as that holds it."""
+        model = self._training.model
+        state = before.state if before.dropped else self.snapshots.load(before)
+        with current_backend().state(model):
+            return changed(state.settings, read_settings(model)) != {} or moved(model, state)
+
     def put_back(self, before: Snapshot, time: float) -> None:
         """The change failed: everything is as it was."""
         self._restore(self.snapshots.load(before), time, "back after a failure")
@@ -117,10 +130,39 @@ class History:
         model = self._training.model
         with current_backend().state(model):
             told = tell_settings(model)
+            optimizers = settings.get("optimizer")
+            notes = going_back_says(current_optimizer(model), optimizers.optimizer) if optimizers else []
             write_settings(model, settings, self._rebuild(time, reason))
             before, after = differences(told, tell_settings(model))
         self._announce_optimizer(time)
-        return Outcome(before=before, after=after)
+        return Outcome(before=before, after=after, reason="; ".join(notes))
+
+    def take_back(self, change: Change, time: float) -> tuple[Outcome, list[Change]]:
+        """The training as it was just before a change; returns the changes that this took back, it first.
+
+        Raises:
+            Refused: the state before it is no longer kept.
+        """
+        if change not in self.done:
+            raise Refused(f"the state before {change.text!r} is no longer kept")
+        state = self.snapshots.load(change.before)
+        now = self.take("change", reason=f"undo of {change.text}")
+        outcome = self._go_to(state, time, f"undo of {change.text}")
+        place = self.done.index(change)
+        gone, self.done = self.done[place:], self.done[:place]
+        for later in gone[1:]:
+            self.snapshots.drop(later.before)
+        self.undone.append((change, now))
+        lost = now.step - state.step
+        since = f" and the {lost} steps since" if lost else ""
+        others = "".join(f", {later.text!r}" for later in gone[1:])
+        told = Outcome(
+            before=outcome.before,
+            after=outcome.after,
+            reason=f"took back {change.text!r}{others}{since}; {_NOT_REWOUND}",
+            undoes=change.id,
+        )
+        return told, gone
 
     # ── Commands ────────────────────────────────────────────────────────────────────────────────────
 
@@ -188,22 +230,15 @@ class History:
             return Outcome(
                 before=outcome.before,
                 after=outcome.after,
-                reason=f"took back what {change.text!r} had set; the weights stay",
+                reason="; ".join(
+                    part
+                    for part in (f"took back what {change.text!r} had set; the weights stay", outcome.reason)
+                    if part
+                ),
                 undoes=change.id,
             )
-        state = self.snapshots.load(change.before)
-        now = self.take("change", reason=f"undo of {change.text}")
-        outcome = self._go_to(state, time, f"undo of {change.text}")
-        self.done.pop()
-        self.undone.append((change, now))
-        lost = now.step - state.step
-        since = f" and the {lost} steps since" if lost else ""
-        return Outcome(
-            before=outcome.before,
-            after=outcome.after,
-            reason=f"took back {change.text!r}{since}; {_NOT_REWOUND}",
-            undoes=change.id,
-        )
+        outcome, _ = self.take_back(change, time)
+        return outcome
 
     def _plan_undo(self, training: Training, instruction: commands.Undo) -> list[PlanLine]:
         change = self._last_done()

@@ -36,6 +36,12 @@ _FLOATS = {"learning_rate", "adam_lr_ratio"}
 _POSITIVE = {"clipnorm", "clipvalue", "global_clipnorm", "loss_scale_factor"}
 """Keras ignores clipping by 0 or less, and divides by the loss scale."""
 
+CLIPPING = ("clipnorm", "clipvalue", "global_clipnorm")
+"""Of which Keras takes one."""
+
+_ONLY_WHEN_MADE = {"initial_accumulator_value", "exclude_embeddings"}
+"""Read when an optimizer gets its slots; those at work keep theirs."""
+
 _BELOW_ONE = {"beta_1", "beta_2", "adam_beta_1", "adam_beta_2", "rho"}
 """Decay rates of running averages: at 1 the bias correction divides by 0."""
 
@@ -77,11 +83,55 @@ def checked_arguments(cls: type, arguments: Mapping[str, Scalar]) -> dict[str, S
     return {name: _checked(name, value, parameters[name].default) for name, value in arguments.items()}
 
 
+def checked_settings(optimizer: Any, values: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """Of new settings of an optimizer at work, those that are others than now; with numbers made floats.
+
+    Args:
+        optimizer: without loss scaling.
+        values: name of a constructor's argument → value.
+
+    Raises:
+        Refused: a name or a value that is not possible here.
+    """
+    possible = settings(optimizer)
+    for name in values:
+        if name == "learning_rate":
+            raise Refused("the learning rate is set by `lr VALUE`, `lr xFACTOR` or `schedule`")
+        if name in _ONLY_WHEN_MADE & possible.keys():
+            made = f"optimizer {command_name(optimizer)} {name}={values[name]}"
+            raise Refused(f"{name} counts only when the optimizer is made; `{made}` makes it anew")
+        if name not in possible:
+            names = ", ".join(one for one in possible if one not in _ONLY_WHEN_MADE)
+            raise Refused(
+                f"{command_name(optimizer)} has no setting {name!r}; possible: {names}, or LAYER.NAME"
+            )
+    checked = checked_arguments(type(optimizer), values)
+    changes = {name: value for name, value in checked.items() if value != possible[name]}
+    _check_clipping({**possible, **checked}, changes)
+    return changes
+
+
+def _check_clipping(wanted: Mapping[str, Scalar], changes: Mapping[str, Scalar]) -> None:
+    clipped = [name for name in CLIPPING if wanted.get(name) is not None]
+    kept = [name for name in clipped if name not in changes]
+    if len(clipped) > 1 and kept:
+        new = next(name for name in clipped if name in changes)
+        instead = " ".join([*(f"{name}=none" for name in kept), f"{new}={wanted[new]:g}"])
+        raise Refused(
+            f"{kept[0]}={wanted[kept[0]]:g} is set, and Keras takes one kind of clipping; write `set {instead}`"
+        )
+
+
 def settings(optimizer: Any) -> dict[str, Scalar]:
     """The constructor's arguments as they are now, except the rate and the name."""
     names = [name for name in _parameters(type(optimizer)) if name not in {"learning_rate", "name"}]
     values = {name: getattr(optimizer, name, None) for name in names}
     return {name: v for name, v in values.items() if v is None or isinstance(v, bool | int | float | str)}
+
+
+def default_settings(cls: type) -> dict[str, Scalar]:
+    """The constructor's arguments as they are when none is given."""
+    return {name: parameter.default for name, parameter in _parameters(cls).items()}
 
 
 def _classes() -> dict[str, type]:

@@ -1,4 +1,4 @@
-"""Who else sets the learning rate in this `fit`: Keras' own callbacks, and the user's as far as their code shows.
+"""Who else sets the learning rate in this `fit`: Keras' callbacks, a rule of ours, and the user's own by their code.
 
 A callback of the user's counts as an owner when one of its functions assigns something called a learning rate;
 the code is read, never run. Called by the handlers (for the reply) and by `describe`.
@@ -13,6 +13,8 @@ from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 import keras
+
+from client_callback.steering.plateau import NAME, plateau_rule
 
 _RATE_NAMES = {"learning_rate", "_learning_rate", "lr"}
 
@@ -38,19 +40,23 @@ _OVER = {"on_train_begin", "__init__", "on_train_end"}
 
 @dataclass(frozen=True)
 class RateOwner:
-    """A callback that sets the rate too."""
+    """What sets the rate too."""
 
     name: str
     when: str
+    ours: bool = False
+    """Whether a command put it in. What it sets has effect whatever decides."""
 
     def __str__(self) -> str:
         return f"{self.name} may set the rate again {self.when}"
 
 
-def rate_owners(callbacks: Iterable[Any]) -> tuple[RateOwner, ...]:
-    """The callbacks that will overwrite a rate set by hand, in the order of `fit`."""
-    found = (_owner(callback) for callback in callbacks)
-    return tuple(owner for owner in found if owner is not None)
+def rate_owners(callbacks: Iterable[Any], model: Any | None = None) -> tuple[RateOwner, ...]:
+    """What will overwrite a rate set by hand: callbacks in the order of `fit`, then a rule that a command put in."""
+    found = [owner for callback in callbacks if (owner := _owner(callback)) is not None]
+    if model is not None and plateau_rule(model) is not None:
+        found.append(RateOwner(NAME, _KNOWN["ReduceLROnPlateau"], ours=True))
+    return tuple(found)
 
 
 def _owner(callback: Any) -> RateOwner | None:

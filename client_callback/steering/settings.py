@@ -8,16 +8,28 @@ variables; `state` keeps those. To add a setting: a class here and a line in `se
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import keras
-
 from client_callback.steering.backends import current_backend
+from client_callback.steering.carrying import go_on_with
 from client_callback.steering.describe import current_optimizer, described_settings
-from client_callback.steering.learning_rate import read_rates
+from client_callback.steering.layer_values import values_of
+from client_callback.steering.learning_rate import rate_goal, read_rates
+from client_callback.steering.loss_control import ClassWeightSetting, LossWeightSetting, loss_weights_of
+from client_callback.steering.named_layers import named_layers
 from client_callback.steering.optimizers import command_name
-from client_callback.steering.rate_control import RateControl, control_of, is_variable, rated_optimizers
+from client_callback.steering.plateau import NAME as PLATEAU
+from client_callback.steering.plateau import Standing, plateau_rule, put_rule
+from client_callback.steering.rate_control import (
+    RateControl,
+    control_of,
+    exact,
+    is_variable,
+    rated_optimizers,
+    schedule_name,
+)
+from client_callback.steering.trained_variables import follow, trained_variables
 from client_callback.wire.protocol import Scalar
 
 Settings = dict[str, Any]
@@ -82,8 +94,18 @@ class OptimizerSetting:
         return {"optimizer": command_name(rated_optimizers(optimizer)[0]), **described_settings(optimizer)}
 
     def write(self, value: Optimizers) -> None:
-        """The model trains with that optimizer from its next trace on, and is saved with it."""
-        for control in self.read().controls:
+        """The model trains with that optimizer from its next trace on, and is saved with it.
+
+        It goes on with what the present one has gathered, as far as that fits: to be as it was, its variables have to
+        be set after this.
+        """
+        present, present_controls = self._model.optimizer, self.read().controls
+        go_on_with(present, value.optimizer)
+        alike = type(rated_optimizers(present)[0]) is type(rated_optimizers(value.optimizer)[0])
+        for control, before in zip(value.controls, present_controls, strict=False):
+            if control is not None and before is not None:
+                control.go_on_from(before, numbers=alike)
+        for control in present_controls:
             if control is not None:
                 control.detach()
         self._model.optimizer = value.optimizer
@@ -96,28 +118,68 @@ class OptimizerSetting:
         current_backend().forget_trace(self._model)
 
 
+@dataclass(frozen=True)
+class Rates:
+    """What the rate was set to, apart from where a schedule or a ramp has got to."""
+
+    numbers: tuple[float, ...]
+    """Of each rated optimizer its variable, and its control's: override, multiplier, ramp."""
+    held: tuple[bool, ...]
+    """Of each control."""
+    plateau: Standing | None
+    """The rule that reduces the rate between epochs."""
+    goal: tuple[object, ...] = field(default=(), compare=False)
+    """Where all this leads to without another command: the same while a ramp is under way and after, and for a rule
+    whatever it reduces."""
+
+
 class RateSetting:
-    """What the rate was set to, apart from where a schedule has got to."""
+    """The numbers that decide the rate, and who may change them."""
 
     traced = False
 
     def __init__(self, model: Any) -> None:
         self._model = model
 
-    def read(self) -> tuple[float, ...]:
-        """Of each rated optimizer its variable, or its control's override and multiplier."""
-        return tuple(float(current_backend().host(v).item()) for v in self._variables())
+    def read(self) -> Rates:
+        """As they are."""
+        numbers = tuple(exact(variable) for variable in self._variables())
+        rule = plateau_rule(self._model)
+        held = tuple(control.held for control in self._controls())
+        rated = rated_optimizers(self._model.optimizer)
+        goal = tuple(map(rate_goal, rated)) if rule is None else (rule,)
+        return Rates(numbers, held, None if rule is None else rule.standing(), goal)
 
-    def write(self, value: tuple[float, ...]) -> None:
+    def write(self, value: Rates) -> None:
         """Assigns those variables; another optimizer's stay as they are."""
         variables = list(self._variables())
-        if len(variables) == len(value):
-            for variable, number in zip(variables, value, strict=True):
+        if len(variables) == len(value.numbers):
+            for variable, number in zip(variables, value.numbers, strict=True):
                 variable.assign(number)
+        controls = list(self._controls())
+        if len(controls) == len(value.held):
+            for control, held in zip(controls, value.held, strict=True):
+                control.held = held
+        put_rule(self._model, None if value.plateau is None else value.plateau.rule)
+        if value.plateau is not None:
+            value.plateau.rule.restore(value.plateau)
 
     def told(self) -> dict[str, Scalar]:
-        """The rate of the next step, as a number."""
-        return dict(read_rates(self._model.optimizer))
+        """The rate of the next step as a number, and who decides it."""
+        optimizer = self._model.optimizer
+        names = sorted({name for one in rated_optimizers(optimizer) if (name := schedule_name(one))})
+        rule = plateau_rule(self._model)
+        found: dict[str, Scalar] = dict(read_rates(optimizer))
+        found["schedule"] = ", ".join(names) or None
+        found["hold"] = any(control.held for control in self._controls())
+        found[PLATEAU] = None if rule is None else str(rule)
+        return found
+
+    def _controls(self) -> Iterator[RateControl]:
+        for rated in rated_optimizers(self._model.optimizer):
+            control = control_of(rated)
+            if control is not None:
+                yield control
 
     def _variables(self) -> Iterator[Any]:
         for rated in rated_optimizers(self._model.optimizer):
@@ -127,6 +189,10 @@ class RateSetting:
             if control is not None:
                 yield control.override
                 yield control.multiplier
+                if control.ramps:
+                    yield control.ramp_start
+                    yield control.ramp_begin
+                    yield control.ramp_steps
 
 
 class TrainableSetting:
@@ -134,8 +200,8 @@ class TrainableSetting:
 
     traced = True
 
-    def __init__(self, layer: Any, name: str) -> None:
-        self._layer, self._name = layer, name
+    def __init__(self, model: Any, layer: Any, name: str) -> None:
+        self._model, self._layer, self._name = model, layer, name
 
     def told(self) -> dict[str, Scalar]:
         """Of layers without weights there is nothing to tell."""
@@ -151,10 +217,35 @@ class TrainableSetting:
         for variable, flag in zip(self._variables, value[1:], strict=True):
             if variable.trainable != flag:
                 variable.trainable = flag
+        current_backend().forget_trace(self._model)
+        current_backend().forget_evaluation(self._model)
 
     @property
     def _variables(self) -> list[Any]:
         return list(self._layer._trainable_variables)
+
+
+class TrainedSetting:
+    """Which variables the optimizer updates. Follows from the optimizer and the layers, and so is written last."""
+
+    traced = True
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def read(self) -> tuple[int, ...]:
+        """Ids of the optimizer, which another may replace, and of its variables."""
+        optimizer = self._model.optimizer
+        return (id(optimizer), *map(id, trained_variables(optimizer)))
+
+    def write(self, value: tuple[int, ...]) -> None:
+        """Whatever was read: those that are trainable now."""
+        follow(self._model)
+        current_backend().forget_trace(self._model)
+
+    def told(self) -> dict[str, Scalar]:
+        """The layers tell it."""
+        return {}
 
 
 def compile_arguments(model: Any) -> dict[str, Any]:
@@ -165,13 +256,20 @@ def compile_arguments(model: Any) -> dict[str, Any]:
 
 
 def settings_of(model: Any) -> dict[str, Setting]:
-    """Every setting of the model by its name. The optimizer comes first: others belong to the one at work."""
+    """Every setting of the model by its name, in the order in which they are to be written."""
     found: dict[str, Setting] = {}
     if current_optimizer(model) is not None:
         found["optimizer"] = OptimizerSetting(model)
         found["learning_rate"] = RateSetting(model)
     for name, layer in named_layers(model).items():
-        found[f"{name}.trainable"] = TrainableSetting(layer, name)
+        found[f"{name}.trainable"] = TrainableSetting(model, layer, name)
+    found.update(values_of(model))
+    if getattr(model, "_compile_loss", None) is not None:
+        found["class_weight"] = ClassWeightSetting(model)
+        if loss_weights_of(model):
+            found["loss_weights"] = LossWeightSetting(model)
+    if current_optimizer(model) is not None:
+        found["trained variables"] = TrainedSetting(model)
     return found
 
 
@@ -203,23 +301,3 @@ def differences(
 def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of `before` that are others in `after`."""
     return {name: value for name, value in before.items() if name in after and after[name] != value}
-
-
-def named_layers(model: Any) -> dict[str, Any]:
-    """Every layer by its name; one inside a model whose name is not its own alone, as `outer/inner`."""
-    found: dict[str, Any] = {}
-
-    def walk(layers: list[Any], path: str) -> None:
-        for layer in layers:
-            name = layer.name if layer.name not in found else f"{path}{layer.name}"
-            found[name] = layer
-            walk(_inner_layers(layer), f"{name}/")
-
-    walk(_inner_layers(model), "")
-    return found
-
-
-def _inner_layers(layer: Any) -> list[Any]:
-    """Directly inside; metrics are kept among them and train nothing."""
-    inner = layer._flatten_layers(include_self=False, recursive=False)
-    return [one for one in inner if isinstance(one, keras.layers.Layer)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ from client_callback.steering.backends import current_backend
 from client_callback.steering.describe import current_optimizer
 from client_callback.steering.rate_control import control_of, rated_optimizers
 from client_callback.steering.settings import Settings, changed, read_settings, settings_of
+from client_callback.steering.trained_variables import kept_variables
 
 Values = dict[int, npt.NDArray[Any]]
 """Id of a variable → a copy of its value, as `Backend.host` makes it."""
@@ -77,6 +79,41 @@ def restore(model: Any, state: State, rebuild: Callable[[Callable[[], None]], No
     return different
 
 
+def moved(model: Any, state: State) -> bool:
+    """Whether a variable has another value than in a kept state; inside the backend's `state`."""
+    host = current_backend().host
+    return any(
+        not _same_bits(state.values[id(variable)], host(variable))
+        for variable in variables_of(model)
+        if id(variable) in state.values
+    )
+
+
+@contextmanager
+def set_aside(model: Any) -> Iterator[None]:
+    """Metrics, seeds and layers' statistics are afterwards as they were before, whatever is run inside.
+
+    Inside the backend's `state`. Weights and the optimizer are left out: what is run must not change them.
+    """
+    trained = {id(variable) for variable in model.trainable_variables}
+    trained |= {id(variable) for variables in _optimizer_variables(model) for variable in variables}
+    host = current_backend().host
+    values = {id(v): host(v) for v in variables_of(model) if id(v) not in trained}
+    generators = _generators()
+    try:
+        yield
+    finally:
+        write = current_backend().set_from_host
+        later = []
+        for variable in variables_of(model):
+            if id(variable) in values:
+                write(variable, values[id(variable)])
+            elif id(variable) not in trained:
+                later.append(variable)
+        _set_back(model, later)
+        _set_generators(generators)
+
+
 def write_settings(
     model: Any, wanted: Settings, rebuild: Callable[[Callable[[], None]], None]
 ) -> dict[str, Any]:
@@ -117,6 +154,7 @@ def _optimizer_variables(model: Any) -> Iterator[list[Any]]:
     yield optimizer.variables
     for rated in rated_optimizers(optimizer):
         yield rated.variables
+        yield kept_variables(rated)
         control = control_of(rated)
         if control is not None:
             yield list(control.variables)
@@ -175,3 +213,8 @@ def _set_generators(states: Mapping[str, Any]) -> None:
         torch.set_rng_state(states["torch"])
         if "cuda" in states:
             torch.cuda.set_rng_state_all(states["cuda"])
+
+
+def _same_bits(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> bool:
+    """NaN equals itself here."""
+    return one.shape == other.shape and one.dtype == other.dtype and one.tobytes() == other.tobytes()

@@ -7,20 +7,24 @@ the state → change → read back → wait for the next update of the weights �
 
 from __future__ import annotations
 
-import sys
 import time as clock
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from client_callback.steering.actions import Action, UserActions
 from client_callback.steering.backends import current_backend
 from client_callback.steering.describe import current_optimizer
+from client_callback.steering.guards import Guard
 from client_callback.steering.handlers import HANDLINGS
+from client_callback.steering.handlers.trial import Trials
 from client_callback.steering.handling import Handling
 from client_callback.steering.history import History
+from client_callback.steering.learning_rate import leave_rates
+from client_callback.steering.loss_control import remove_class_weights
 from client_callback.steering.rate_control import (
     RateControl,
     control_of,
@@ -29,8 +33,11 @@ from client_callback.steering.rate_control import (
     remove_controls,
     updates,
 )
-from client_callback.steering.settings import differences, tell_settings
+from client_callback.steering.rate_keeping import RateKeeping
+from client_callback.steering.running_fit import RunningFit
+from client_callback.steering.settings import Settings, differences, tell_settings
 from client_callback.steering.snapshots import MEMORY_BYTES, Snapshot, Snapshots
+from client_callback.steering.timers import RunningTimer, Timers, without_suffixes
 from client_callback.steering.training import Outcome, Refused, Training
 from client_callback.steering.verification import Verification, weights_now, weights_of
 from client_callback.wire import commands
@@ -39,7 +46,8 @@ from client_callback.wire.protocol import Command, PlanLine, Problem, Reply
 _REASON_LENGTH = 4_000
 """Characters of an error that are passed on: TensorFlow's can be long."""
 
-NEVER = sys.maxsize
+_OF_ITS_MOMENT = commands.Undo | commands.Redo | commands.Rollback
+"""Whether these are possible is known only when their moment has come."""
 
 
 class Steering:
@@ -50,6 +58,7 @@ class Steering:
         control: whether commands that change it are obeyed.
         snapshot_memory: bytes of host memory for states to go back to; 0 keeps settings only.
         folder: where states go that the memory does not hold. `None`: the system's folder for temporary files.
+        actions: commands that the script defined itself, by name.
     """
 
     def __init__(
@@ -59,6 +68,7 @@ class Steering:
         control: bool,
         snapshot_memory: int = MEMORY_BYTES,
         folder: Path | None = None,
+        actions: Mapping[str, Action] | None = None,
     ) -> None:
         self._training = training
         self._control = control
@@ -66,7 +76,19 @@ class Steering:
         self._updates_before: int | None = None
         """Updates made by the optimizer before this run. `None`: in a `fit`, which makes them itself."""
         self.history = History(training, Snapshots(snapshot_memory if control else 0, folder))
-        self.handlings = {**HANDLINGS, **self.history.handlings()}
+        self.timers = Timers(training)
+        self._fit = RunningFit(training)
+        self.trials = Trials(training, self.history, HANDLINGS)
+        self._actions = actions or {}
+        self.handlings = {
+            **HANDLINGS,
+            **self.history.handlings(),
+            **self.timers.handlings(),
+            **self._fit.handlings(),
+            **self.trials.handlings(),
+            **UserActions(self._actions).handlings(),
+        }
+        self._rates = RateKeeping(training)
         self._waiting: list[Verification] = []
         self.attention_at = 0
         """The step before which `tick` wants to be called, at the latest. Read on the hot path."""
@@ -77,6 +99,8 @@ class Steering:
         `in_fit`: Keras runs the loop. A loop of one's own on JAX may hold the optimizer's variables already, as
         `stateless_apply` wants them; so there a control is put on with the first command that needs one.
         """
+        if in_fit and self._control:
+            self._fit.find()
         optimizer = current_optimizer(self._training.model)
         if not self._control or optimizer is None:
             return
@@ -97,12 +121,20 @@ class Steering:
         """Its optimizers are as if they had never been steered, their state and their rate's value apart."""
         model = self._training.model
         self.history.snapshots.close()
+        self._fit.release()
+        self._rates.end()
+        if model is not None and remove_class_weights(model):
+            # The traced step still weighs the classes.
+            current_backend().forget_trace(model)
+            _make_anew(model)
         optimizer = current_optimizer(model)
         controlled = optimizer is not None and any(control_of(one) for one in rated_optimizers(optimizer))
         if not controlled and not self._installed:
             return
         try:
             with current_backend().state(model):
+                if optimizer is not None:
+                    leave_rates(optimizer)
                 self._remove_controls(optimizer)
         except Exception:  # noqa: BLE001 (the step died and took the state with it: there is none to hand over)
             self._remove_controls(optimizer)
@@ -124,31 +156,31 @@ class Steering:
 
         When `awaits` says so, it is not complete yet: `tick` returns it once the next step has verified it.
         """
-        before: Snapshot | None = None
         try:
-            order = commands.parse(command.text)
-            handling = self.handlings[type(order.instruction)]
+            order = commands.parse(command.text, tuple(self._actions))
+            handling = self._handling(order)
             self._check_allowed(order, handling)
+            order = self.timers.check(order, handling.subjects)
             plan = self._plan(order, handling)
             if order.dry_run:
                 return self._reply(command, time, Outcome(), status="planned", plan=plan)
-            if handling.subjects:
-                before = self.history.begin(command.text)
-            outcome = self._carry_out(order, handling, time)
-            reply = self._reply(command, time, outcome)
-            if before is None:
-                return reply
-            moves_weights = bool(order.origin) or "weights" in handling.subjects
-            return self._committed(reply, handling, before, outcome, moves_weights=moves_weights)
+            if order.starts is not None:
+                timer = self.timers.wait(command, order, handling.subjects)
+                self._set_attention()
+                waits = Outcome(reason=f"waits for {timer.told().starts} (timer {timer.number})")
+                return self._reply(command, time, waits, status="planned", timer=timer)
         except (Refused, commands.CommandError) as refusal:
-            if before is not None:
-                self._put_back(before, time)
             return self._reply(command, time, Outcome(reason=str(refusal)), status="refused")
         except Exception as error:  # noqa: BLE001 (the edge to foreign code: the reply carries the error)
-            reason = _explain(error)
-            if before is not None:
-                reason = f"{self._put_back(before, time)}: {reason}"
-            return self._reply(command, time, Outcome(reason=reason), status="failed")
+            return self._reply(command, time, Outcome(reason=_explain(error)), status="failed")
+        reply = self._transact(command, order, handling, time)
+        self._set_attention()
+        return reply
+
+    @property
+    def skips_validation(self) -> bool:
+        """Whether a validation that begins all the same is to end at once."""
+        return self._fit.skips_validation
 
     @property
     def snapshot_due(self) -> bool:
@@ -159,29 +191,102 @@ class Steering:
         """Whether the answer comes from `tick`, once the step after the change has verified it."""
         return any(one.reply.id == reply.id for one in self._waiting)
 
-    def tick(self, time: float, *, last: bool = False) -> list[Reply]:
+    def tick(self, time: float, *, last: bool = False, resting: bool = False) -> list[Reply]:
         """What is to be done between batches without being asked; returns the answers that are complete now.
 
-        `last`: no step follows any more.
+        `last`: no step follows any more. `resting`: something else than a batch follows, so no timer acts yet.
         """
         replies = []
         for waiting in list(self._waiting):
             if last or waiting.ready(self._training):
                 self._waiting.remove(waiting)
                 replies.append(self._verified(waiting))
-        if not last and self._control:
+        if last:
+            replies += self._run_timers(time, last=True)
+            self.timers.end()
+        elif self._control:
             try:
                 self.history.keep_recent()
             except Exception as error:  # noqa: BLE001 (foreign variables; training goes on without this)
                 self.history.snapshots.memory_bytes = 0
                 self._report(f"no snapshots are kept: {type(error).__name__}: {error}")
-        self.attention_at = 0 if self._waiting else NEVER
+            if not resting:
+                self._rates.tick(time)
+                replies += self._run_timers(time)
+        self._set_attention()
         return replies
+
+    def epoch_began(self) -> None:
+        """The next step is the first of another epoch."""
+        self._rates.epoch_began()
+        self.attention_at = 0 if self.timers.kept else min(self.attention_at, self._rates.attention_at)
+
+    def epoch_ended(self, epoch: int, logs: Mapping[str, float], time: float) -> list[Reply]:
+        """An epoch's values are known; returns what was done because of them, as answers."""
+        return self._rates.epoch_ended(epoch, logs, time)
+
+    def _set_attention(self) -> None:
+        due = min(self.timers.next_step, self._rates.attention_at)
+        self.attention_at = 0 if self._waiting else due
+
+    # ── One command ─────────────────────────────────────────────────────────────────────────────────
+
+    def _handling(self, order: commands.Order) -> Handling:
+        handling = self.handlings.get(type(order.instruction))
+        if handling is None:
+            raise Refused(
+                "this is not for the training to do; who steers is decided where its monitors connect"
+            )
+        return handling
 
     def _plan(self, order: commands.Order, handling: Handling) -> list[PlanLine]:
         """What would happen. Raises Refused for what cannot be."""
         back = self.history.plan_going_back(order.origin) if order.origin else []
-        return [*back, *handling.plan(self._training, order.instruction)]
+        later = order.starts is not None and isinstance(order.instruction, _OF_ITS_MOMENT)
+        does = [] if later else handling.plan(self._training, order.instruction)
+        return [*back, *does, *self.timers.plan(order)]
+
+    def _transact(
+        self,
+        command: Command,
+        order: commands.Order,
+        handling: Handling,
+        time: float,
+        timer: RunningTimer | None = None,
+    ) -> Reply:
+        """Carries out what was found to be possible. `timer`: in whose name."""
+        before: Snapshot | None = None
+        self.trials.command = command
+        try:
+            guard = None
+            if order.unless is not None:
+                guard = Guard(order.unless, self._training.recent, self._training.step)
+            if handling.subjects and (not handling.may_change_nothing or self.history.can_begin):
+                before = self.history.begin(command.text)
+            outcome = self._carry_out(order, handling, time)
+            reply = self._reply(command, time, outcome, timer=timer)
+            self._rates.commanded(reply)
+            if isinstance(order.instruction, commands.Undo):
+                self.timers.taken_back([outcome.undoes])
+            if before is None:
+                return reply
+            if handling.may_change_nothing and not self.history.differs(before):
+                self.history.abandon(before)
+                return reply
+            moves_weights = bool(order.origin) or "weights" in handling.subjects
+            reply = self._committed(reply, handling, before, outcome, moves_weights=moves_weights)
+            if isinstance(order.instruction, commands.Rollback) or order.origin:
+                self.timers.went_back()
+            return self._timed(reply, command, order, handling=handling, guard=guard, timer=timer)
+        except (Refused, commands.CommandError) as refusal:
+            if before is not None:
+                self._put_back(before, command.id, time)
+            return self._reply(command, time, Outcome(reason=str(refusal)), status="refused", timer=timer)
+        except Exception as error:  # noqa: BLE001 (the edge to foreign code: the reply carries the error)
+            reason = _explain(error)
+            if before is not None:
+                reason = f"{self._put_back(before, command.id, time)}: {reason}"
+            return self._reply(command, time, Outcome(reason=reason), status="failed", timer=timer)
 
     def _carry_out(self, order: commands.Order, handling: Handling, time: float) -> Outcome:
         """Makes the change, from an earlier state if it says so; the answer compares with the state just before."""
@@ -193,17 +298,14 @@ class Steering:
         outcome = handling.carry_out(self._training, order.instruction, time)
         with current_backend().state(self._training.model):
             before, after = differences(told, tell_settings(self._training.model))
-        reason = "; ".join(part for part in (back, outcome.reason) if part)
+        reason = _joined(back, outcome.reason)
         return replace(outcome, before=before, after={**after, **outcome.after}, reason=reason)
 
     def _check_allowed(self, order: commands.Order, handling: Handling) -> None:
         if not self._control and handling.changes_training and not order.dry_run:
-            free = [
-                name
-                for name, kind in (("note", commands.Note), ("timers", commands.ListTimers))
-                if kind in self.handlings
-            ]
-            raise Refused(f"this run is read-only (control=False); only {' and '.join(free)} is possible")
+            raise Refused(
+                "this run is read-only (control=False); possible: note, timers, and any command with --dry-run"
+            )
         if handling.of_optimizer:
             self._check_loop()
 
@@ -215,7 +317,7 @@ class Steering:
         if not different and not (moves_weights and outcome.changed):
             self.history.done.pop()
             self.history.abandon(before)
-            reason = "; ".join(part for part in ("it was so already", reply.reason) if part)
+            reason = _joined("it was so already", reply.reason)
             return msgspec.structs.replace(reply, status="ineffective", reason=reason)
         reply = msgspec.structs.replace(reply, update_before=self._training.sampled_update)
         if handling.steps_weights and not self._training.paused and self.history.snapshots.memory_bytes:
@@ -223,20 +325,148 @@ class Steering:
             rate = float(wanted) if isinstance(wanted, int | float) else None
             model = self._training.model
             weights = {} if moves_weights else weights_of(model, before.state)
-            self._waiting.append(Verification(reply, weights or weights_now(model), rate))
+            self._waiting.append(Verification(reply, weights or weights_now(model), rate, outcome.confirm))
             self.attention_at = 0
         return reply
+
+    # ── Timers ──────────────────────────────────────────────────────────────────────────────────────
+
+    def _timed(
+        self,
+        reply: Reply,
+        command: Command,
+        order: commands.Order,
+        *,
+        handling: Handling,
+        guard: Guard | None,
+        timer: RunningTimer | None,
+    ) -> Reply:
+        """The answer of a change that was made, with what timers have to do with it."""
+        if reply.status == "ineffective":
+            return reply
+        change = self.history.done[-1]
+        notes = self.timers.overwritten(change, but=timer)
+        begun = self.timers.begin(
+            command, order, subjects=handling.subjects, change=change, guard=guard, timer=timer
+        )
+        if begun is not None:
+            timer = begun
+            notes.append(f"{self.timers.ends(begun)} (timer {begun.number})")
+        if guard is not None and guard.warning:
+            notes.append(guard.warning)
+        if guard is not None and not self.history.snapshots.memory_bytes:
+            notes.append("of which only the settings, as no snapshots are kept (snapshot_memory=0)")
+        number = None if timer is None else timer.number
+        full = msgspec.structs.replace(reply, reason=_joined(reply.reason, *notes), timer=number)
+        for waiting in self._waiting:
+            if waiting.reply is reply:
+                waiting.reply = full
+        self._set_attention()
+        return full
+
+    def _run_timers(self, time: float, *, last: bool = False) -> list[Reply]:
+        """Does what is due now; returns the answers that are complete. `last`: no step follows any more."""
+        replies: list[Reply] = []
+        try:
+            for timer in self.timers.watched(due=not last):
+                replies += self._judge(timer, time)
+            replies += [self._set_back(timer, time, verify=not last) for timer in self.timers.ended()]
+            if not last:
+                replies += [self._begin(timer, time) for timer in self.timers.begun()]
+                self.timers.look()
+        except Exception as error:  # noqa: BLE001 (foreign variables; training goes on without timers)
+            self.timers.end("an error ended")
+            self._report(f"all timers have ended: {_explain(error)}")
+        return [reply for reply in replies if not self.awaits(reply)]
+
+    def _begin(self, timer: RunningTimer, time: float) -> Reply:
+        """The moment has come that a command waited for."""
+        command = timer.sub_command("1", without_suffixes(timer.command.text, "at", "when"))
+        order = msgspec.structs.replace(timer.order, starts=None)
+        try:
+            handling = self._handling(order)
+            self._check_allowed(order, handling)
+            order = self.timers.check(order, handling.subjects, but=timer)
+            self._plan(order, handling)
+        except (Refused, commands.CommandError) as refusal:
+            reply = self._reply(command, time, Outcome(reason=str(refusal)), status="refused", timer=timer)
+        except Exception as error:  # noqa: BLE001 (the edge to foreign code: the reply carries the error)
+            reply = self._reply(command, time, Outcome(reason=_explain(error)), status="failed", timer=timer)
+        else:
+            reply = self._transact(command, order, handling, time, timer)
+        if timer.change is None:
+            self.timers.remove(timer, f"came to its moment: {reply.status}")
+        return reply
+
+    def _set_back(self, timer: RunningTimer, time: float, *, verify: bool = True) -> Reply:
+        """The time is over for which a change was to last."""
+        command = timer.sub_command("end", f"{timer.text} ends")
+        kept, lost = self.timers.revertible(timer)
+        timer.until = None
+        if timer.guard is None:
+            self.timers.remove(timer, "ended: its time is over")
+        stays = f"{', '.join(lost)} was set to something else since and stays" if lost else ""
+        if not kept:
+            return self._reply(command, time, Outcome(reason=stays), status="ineffective", timer=timer)
+        handling = Handling(
+            carry_out=lambda *_: self._reverted(kept, time, command.text, stays),
+            subjects=timer.subjects,
+            steps_weights=verify,
+        )
+        return self._transact(command, commands.Order(timer.order.instruction), handling, time, timer)
+
+    def _reverted(self, settings: Settings, time: float, text: str, stays: str) -> Outcome:
+        outcome = self.history.revert(settings, time, text)
+        return replace(outcome, reason=_joined("what it had set is set back, the weights stay", stays))
+
+    def _judge(self, timer: RunningTimer, time: float) -> list[Reply]:
+        """Undoes a change that did what it was not to do; lets it stay when its watch is over."""
+        guard, step = timer.guard, self._training.step
+        if guard is None or timer not in self.timers.kept:
+            return []
+        why = guard.fired(self._training.recent, step)
+        if why:
+            return [self._take_back(timer, why, time)]
+        if step >= guard.end:
+            self.timers.pass_watch(timer)
+        return []
+
+    def _take_back(self, timer: RunningTimer, why: str, time: float) -> Reply:
+        """The watch over a change has fired: all is as it was just before."""
+        command = timer.sub_command("undo", f"undo {timer.text}")
+        kept, _ = self.timers.revertible(timer)
+        self.timers.remove(timer, f"fired: {why}")
+        assert timer.change is not None  # noqa: S101 (what is watched is in effect)
+        try:
+            outcome, gone = self.history.take_back(timer.change, time)
+        except Refused as refusal:
+            stays = f"{why}; the weights stay, since {refusal}"
+            handling = Handling(
+                carry_out=lambda *_: self._reverted(kept, time, command.text, stays), subjects=timer.subjects
+            )
+            return self._transact(command, commands.Order(timer.order.instruction), handling, time, timer)
+        except Exception as error:  # noqa: BLE001 (the edge to foreign code: the reply carries the error)
+            return self._reply(
+                command, time, Outcome(reason=f"{why}; {_explain(error)}"), status="failed", timer=timer
+            )
+        self.timers.taken_back(change.id for change in gone)
+        outcome = replace(outcome, reason=_joined(why, outcome.reason))
+        return self._reply(command, time, outcome, timer=timer)
+
+    # ── Inside ──────────────────────────────────────────────────────────────────────────────────────
 
     def _verified(self, waiting: Verification) -> Reply:
         try:
             return waiting.completed(self._training)
         except Exception as error:  # noqa: BLE001 (the change itself was read back; say what is not known)
             why = f"its effect could not be measured: {_explain(error)}"
-            reason = "; ".join(part for part in (waiting.reply.reason, why) if part)
+            reason = _joined(waiting.reply.reason, why)
             return msgspec.structs.replace(waiting.reply, reason=reason[:_REASON_LENGTH])
 
-    def _put_back(self, before: Snapshot, time: float) -> str:
+    def _put_back(self, before: Snapshot, id_: str, time: float) -> str:
         """After a failure; says how that went."""
+        self.history.done = [change for change in self.history.done if change.before is not before]
+        self._waiting = [waiting for waiting in self._waiting if waiting.reply.id != id_]
         try:
             self.history.put_back(before, time)
         except Exception as error:  # noqa: BLE001 (the edge to foreign code)
@@ -264,6 +494,7 @@ class Steering:
         *,
         status: Any = "applied",
         plan: Sequence[Any] = (),
+        timer: RunningTimer | None = None,
     ) -> Reply:
         return Reply(
             step=self._training.step,
@@ -277,6 +508,7 @@ class Steering:
             reason=outcome.reason[:_REASON_LENGTH],
             plan=tuple(plan),
             undoes=outcome.undoes,
+            timer=None if timer is None else timer.number,
         )
 
     def _report(self, what: str) -> None:
@@ -288,6 +520,10 @@ def _make_anew(model: Any) -> None:
     if model.train_function is not None:
         model.train_function = None
         model.make_train_function()
+
+
+def _joined(*parts: str) -> str:
+    return "; ".join(part for part in parts if part)
 
 
 def _explain(error: BaseException) -> str:

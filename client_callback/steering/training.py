@@ -6,9 +6,12 @@ The callback (for `fit`) and the run object (for loops of one's own) implement `
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from client_callback.recent import RecentSteps
 from client_callback.wire.protocol import Event, Measured, Scalar, StateChanged
 
 
@@ -30,6 +33,32 @@ class Outcome:
     """Id of the command that was taken back."""
     changed: bool = True
     """Whether anything is other than before, where readings of the settings cannot tell."""
+    confirm: Callable[[], str] = lambda: ""
+    """Asked once a step has been made with it: why it had no effect after all. Empty: it had."""
+
+
+class Batches(Protocol):
+    """Batches that training comes to next; it is given each of them when its time comes."""
+
+    @property
+    def batches(self) -> Sequence[Any]:
+        """As the data yields them, in their order."""
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that they take."""
+
+    @property
+    def left(self) -> int | None:
+        """How many the epoch still has, these included. `None`: not known."""
+
+    @property
+    def short(self) -> str:
+        """Why they are fewer than were asked for; empty when they are not."""
+
+    @property
+    def alone(self) -> Callable[[Any], Any]:
+        """One of them → what a train function takes to train on it and on no other."""
 
 
 class Training(Protocol):
@@ -42,6 +71,30 @@ class Training(Protocol):
     @property
     def step(self) -> int:
         """Steps completed so far, which is the first step that a change now affects."""
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that the next step belongs to, counted from 0."""
+
+    @property
+    def epoch_start(self) -> int:
+        """The first step of that epoch."""
+
+    @property
+    def epochs(self) -> int | None:
+        """How many there will be, those before `initial_epoch` included. `None`: not known."""
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """How many batches an epoch has. `None`: not known."""
+
+    @property
+    def recent(self) -> RecentSteps:
+        """What was recorded of the last steps."""
+
+    @property
+    def recording(self) -> Path | None:
+        """The file that is written. `None`: there is none."""
 
     @property
     def callbacks(self) -> Sequence[Any]:
@@ -63,6 +116,14 @@ class Training(Protocol):
     def sampled_update(self) -> Measured | None:
         """‖Δw‖/‖w‖ of the last step that was sampled. `None`: none was."""
 
+    @property
+    def label_counts(self) -> Mapping[int, float]:
+        """How often each class was seen among the labels of sampled steps; empty where labels are not counted."""
+
+    @property
+    def trace_seconds(self) -> float | None:
+        """How long the last step took that had to be traced. `None`: not known."""
+
     def pause(self) -> None:
         """Holds training before its next batch."""
 
@@ -79,6 +140,22 @@ class Training(Protocol):
 
         Raises:
             Refused: this training has no train step that could be traced anew.
+        """
+
+    def pull_batches(self, count: int, most_bytes: int) -> Batches:
+        """The next `count` batches; fewer where the epoch has fewer left, or they take more than `most_bytes`.
+
+        Training is given them later, as if nothing had happened.
+
+        Raises:
+            Refused: the batches of this training cannot be taken ahead.
+        """
+
+    def unmeasured(self, reason: str) -> AbstractContextManager[Callable[[], Callable[..., Any]]]:
+        """Inside, nothing is measured; yields what makes train functions of the model as it is then.
+
+        Each is traced on its own. The one that trains for good stays what it is. Monitors see a trial with its
+        `reason`.
         """
 
     def emit(self, event: Event) -> None:

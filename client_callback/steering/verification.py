@@ -7,7 +7,7 @@ the answer waits for the next update of the weights, at most one step (or one ac
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +17,17 @@ import numpy.typing as npt
 
 from client_callback.steering.backends import current_backend
 from client_callback.steering.describe import current_optimizer
-from client_callback.steering.rate_control import rated_optimizers, updates
+from client_callback.steering.learning_rate import used_rate
+from client_callback.steering.rate_control import rated_optimizers, schedule_name, updates
 from client_callback.steering.state import State
 from client_callback.steering.training import Training
 from client_callback.wire.protocol import Measured, Reply
 
 _RATE_TOLERANCE = 1e-2
 """Relative: under mixed precision a rate may be held in 16 bits."""
+
+_ROUNDING = 1e-6
+"""Of a schedule's first rate: its smallest are differences of large numbers, which float32 rounds."""
 
 
 @dataclass(eq=False)
@@ -34,7 +38,9 @@ class Verification:
     weights: Mapping[int, npt.NDArray[Any]]
     """Id of each trainable variable → its value right after the change was made, before the next step."""
     wanted_rate: float | None
-    """What the next step must use. `None`: nothing in particular."""
+    """What the next step must use; with a schedule it is the first of its rates. `None`: nothing in particular."""
+    confirm: Callable[[], str] = lambda: ""
+    """Why it had no effect after all, as whoever made the change finds. Empty: it had."""
 
     def ready(self, training: Training) -> bool:
         """Whether the weights have been updated since, as far as the optimizer is known."""
@@ -59,13 +65,25 @@ class Verification:
             reply = msgspec.structs.replace(reply, update_after=after)
         if share == 0.0:
             return _ineffective(reply, _why_nothing_moved(training))
+        why = self.confirm()
+        if why:
+            return _ineffective(reply, why)
         used = training.last_values.get("learning_rate", math.nan)
-        wanted = self.wanted_rate
-        if wanted is not None and not math.isnan(used) and abs(used - wanted) > _RATE_TOLERANCE * wanted:
+        if self.wanted_rate is not None and not math.isnan(used) and self._off(used, training):
             return _ineffective(
                 reply, f"the step after it used {used:.6g}: something in this training sets the rate again"
             )
         return reply
+
+    def _off(self, used: float, training: Training) -> bool:
+        """Whether the last step used another rate than it should: with a schedule, each step has its own."""
+        first = wanted = self.wanted_rate or 0.0
+        optimizer = current_optimizer(training.model)
+        if optimizer is not None:
+            with current_backend().state(training.model):
+                inner = rated_optimizers(optimizer)[0]
+                wanted = first if schedule_name(inner) is None else used_rate(inner)
+        return abs(used - wanted) > max(_RATE_TOLERANCE * wanted, _ROUNDING * first)
 
 
 def weights_of(model: Any, state: State) -> dict[int, npt.NDArray[Any]]:

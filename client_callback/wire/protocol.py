@@ -30,6 +30,7 @@ Name = Annotated[str, msgspec.Meta(max_length=1_000)]
 Text = Annotated[str, msgspec.Meta(max_length=64_000)]
 Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
 Names = Annotated[tuple[Name, ...], msgspec.Meta(max_length=100_000)]
+ClientId = Annotated[str, msgspec.Meta(max_length=64)]
 Scalar = bool | int | float | Text | None
 
 
@@ -243,7 +244,7 @@ class EpochEnded(Event, frozen=True, kw_only=True, tag="epoch_ended"):
 class StateChanged(Event, frozen=True, kw_only=True, tag="state_changed"):
     """What the training is busy with from now on."""
 
-    state: Literal["running", "paused", "recompiling", "validating"]
+    state: Literal["running", "paused", "recompiling", "validating", "trial"]
     reason: Text = ""
 
 
@@ -388,6 +389,8 @@ class ControlChanged(Event, frozen=True, kw_only=True, tag="control_changed"):
 
     who: Name = ""
     """Empty: anybody's."""
+    client: ClientId = ""
+    """Of the monitor that steers; empty when it is a script, or nobody."""
     reason: Text = ""
 
 
@@ -462,8 +465,15 @@ class Command(_Value, frozen=True, kw_only=True, tag="command", tag_field="kind"
     id: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
     text: Annotated[str, msgspec.Meta(min_length=1, max_length=4_000)]
     who: Name = ""
-    client: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    client: ClientId = ""
     """Of the monitor that sent it, the same for all it sends. Empty: it comes from no monitor that stays."""
+
+
+class Present(_Value, frozen=True, kw_only=True, tag="present", tag_field="kind"):
+    """A monitor's sign of life, every few seconds while it steers. Not answered."""
+
+    client: ClientId
+    who: Name = ""
 
 
 class Welcome(_Value, frozen=True, kw_only=True, tag="welcome", tag_field="kind"):
@@ -497,7 +507,7 @@ class Heartbeat(_Value, frozen=True, kw_only=True):
     time: float
 
 
-Request = Hello | Backfill | Command
+Request = Hello | Backfill | Command | Present
 Answer = Welcome | Frames | Refusal | Reply
 
 _encoder = msgspec.msgpack.Encoder()

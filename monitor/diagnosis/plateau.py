@@ -5,10 +5,9 @@ Sees: the losses of single steps, averaged over 32 blocks of a window that is a 
 
 - its trend is no significant fall: Mann-Kendall's test on the block means, one-sided;
 - a fall worth having would have been noticed: the upper confidence bound of Theil-Sen's slope, times the
-  window, stays below `WORTHWHILE_SHARE` of the loss. Without this, noise alone would pass for a plateau.
+  window, stays below a share of the loss. Without this, noise alone would pass for a plateau.
 
-Both take the variance of Kendall's S, enlarged by the lag-1 correlation of the block means (Bayley &
-Hammersley 1946), and so need no normal noise and bear a few spikes. Sources: Mann (1945), Sen (1968).
+The definition itself is in `client_callback.wire.plateau`: `when plateau` waits for the same in the training.
 
 Hurts because compute is spent on nothing. Try another rate or optimizer. Wrong when the loss has reached what
 the data allow (the finding says "converged or stuck" where the loss is tiny), and in warm-ups longer than the
@@ -23,34 +22,19 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from client_callback.wire.plateau import BLOCKS, block_steps, judge_windows
 from client_callback.wire.protocol import Float64
 from monitor.diagnosis.examples import noisy, session_of
 from monitor.diagnosis.finding import Finding, Remedy, Rule
 from monitor.series import Column
 from monitor.session import Session
+from monitor.trends import block_means
 
-BLOCKS: Final = 32
-"""Blocks in a window: enough for a rank test, few enough that blocks outlast the noise's memory."""
-SHORTEST_BLOCK: Final = 8
-"""Steps. A window is thus 256 steps at least."""
-MOST_BLOCKS: Final = 128
-"""Over the whole run; block length doubles when there would be more. Bounds the cost at any length."""
-FALL_Z: Final = 1.645
-"""One-sided 5 %: from here on a fall counts as progress."""
-POWER_Z: Final = 2.33
-"""One-sided 1 %: how sure to be that no worthwhile fall was missed."""
-WORTHWHILE_SHARE: Final = 0.05
-"""Of the loss itself, over the window. ReduceLROnPlateau's default asks for less and is fooled by noise."""
-ACHIEVED_SHARE: Final = 0.01
-"""Of what the loss has fallen since the start; what counts near convergence, where the loss is tiny."""
 CONVERGED_SHARE: Final = 0.02
 """Of the first losses. Below, a flat loss may as well be the end of the road."""
 CONVERGED_ACCURACY: Final = 0.9
 """A loss that began very high may have fallen far and still be that of guessing; accuracy tells."""
 MOST_SHOWN: Final = 8
-
-_FIRSTS, _SECONDS = np.triu_indices(BLOCKS, 1)
-_VARIANCE_OF_S: Final = BLOCKS * (BLOCKS - 1) * (2 * BLOCKS + 5) / 18
 
 
 class _Flat(NamedTuple):
@@ -71,7 +55,7 @@ def check(session: Session) -> list[Finding]:
     loss = session.series.get("loss")
     if loss is None or session.series_kinds.get("loss") == "running":
         return []
-    block = _block_steps(len(loss))
+    block = block_steps(len(loss))
     means = _block_means(loss, block)
     if len(means) < BLOCKS:
         return []
@@ -147,75 +131,35 @@ def _remedies(session: Session) -> tuple[Remedy, ...]:
 
 
 def _window(session: Session) -> int:
-    return BLOCKS * _block_steps(len(session.series["loss"]))
-
-
-def _block_steps(steps: int) -> int:
-    """Steps per block: a power of two, so that blocks stay where they are while the run grows."""
-    block = SHORTEST_BLOCK
-    while steps // block > MOST_BLOCKS:
-        block *= 2
-    return block
+    return BLOCKS * block_steps(len(session.series["loss"]))
 
 
 def _block_means(loss: Column, block: int) -> Float64:
     """Mean of each whole block; NaN where no loss in it was finite."""
     count = len(loss) // block
-    if count < BLOCKS:
-        return np.empty(0)
-    # Centred windows of one block's length, one block apart, are exactly the blocks.
-    stop = count * block - block // 2 + 1
-    _, means = loss.smoothed(block // 2, stop, count, block)
-    return means
+    return block_means(loss, 0, block, count) if count >= BLOCKS else np.empty(0)
 
 
 def _flat_stretches(means: Float64, block: int) -> list[_Flat]:
     """The unions of all flat windows of `BLOCKS` blocks, in order."""
-    windows = np.lib.stride_tricks.sliding_window_view(means, BLOCKS)
-    falls, at_most, z = _trends(windows)
-    levels = np.median(windows, axis=1)
-    worthwhile = np.maximum(
-        WORTHWHILE_SHARE * np.abs(levels), ACHIEVED_SHARE * np.maximum(means[0] - levels, 0.0)
-    )
-    with np.errstate(invalid="ignore"):
-        flat = (z > -FALL_Z) & (at_most <= worthwhile)
+    windows = judge_windows(means, float(means[0]))
     stretches: list[_Flat] = []
-    for window in np.flatnonzero(flat).tolist():
+    for window in np.flatnonzero(windows.flat).tolist():
         first = window
         if stretches and window * block <= stretches[-1].stop:
             first = stretches.pop().start // block
         last = window + BLOCKS
         level = float(np.median(means[first:last]))
         stretches.append(
-            _Flat(first * block, last * block, level, float(falls[window]), float(at_most[window]))
+            _Flat(
+                first * block,
+                last * block,
+                level,
+                float(windows.falls[window]),
+                float(windows.falls_at_most[window]),
+            )
         )
     return stretches
-
-
-def _trends(windows: npt.NDArray[np.float64]) -> tuple[Float64, Float64, Float64]:
-    """Per window: Theil-Sen's fall over it, its upper bound, and Mann-Kendall's z, negative when it falls."""
-    changes = windows[:, _SECONDS] - windows[:, _FIRSTS]
-    slopes = np.sort(changes / (_SECONDS - _FIRSTS), axis=1)
-    median = np.median(slopes, axis=1)
-    residuals = windows - median[:, None] * np.arange(BLOCKS)
-    spread = np.sqrt(_VARIANCE_OF_S * _variance_inflation(residuals))
-    z = np.sign(changes).sum(axis=1) / spread
-    # Sen's confidence bound: the slope whose rank lies POWER_Z standard deviations of S below the middle.
-    pairs = slopes.shape[1]
-    rank = np.floor((pairs - POWER_Z * spread) / 2).astype(np.int64)
-    lowest = np.take_along_axis(slopes, rank.clip(0)[:, None], axis=1)[:, 0]
-    return -median * BLOCKS, -lowest * BLOCKS, z
-
-
-def _variance_inflation(residuals: npt.NDArray[np.float64]) -> Float64:
-    """(1 + r) / (1 - r), r being the lag-1 correlation of the block means: 1 when they are independent."""
-    centred = residuals - residuals.mean(axis=1, keepdims=True)
-    power = (centred**2).sum(axis=1)
-    lagged = (centred[:, 1:] * centred[:, :-1]).sum(axis=1)
-    correlation = np.divide(lagged, power, out=np.zeros_like(power), where=power > 0)
-    # Estimated from so few blocks it comes out too low, by (1 + 3 r) / n (Kendall 1954).
-    correlation = (correlation + (1 + 3 * correlation) / BLOCKS).clip(0.0, 0.9)
-    return np.asarray((1 + correlation) / (1 - correlation))
 
 
 def _steps(count: int) -> Float64:

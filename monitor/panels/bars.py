@@ -46,7 +46,7 @@ class TabsBar(Panel):
             row.append(Segment(f"{count} " if count else "", "state warn" if selected else "warn"))
         return [row]
 
-    def clicked(self, x: int) -> None:
+    def clicked(self, x: int, y: int) -> None:
         """Shows the panel whose name was clicked."""
         if self._shown is None:
             return
@@ -86,7 +86,7 @@ class HintsBar(Panel):
             row += [Segment(" ", ""), Segment(key.shown, "key"), Segment(f" {key.hint} ", "dim")]
         return [row]
 
-    def clicked(self, x: int) -> None:
+    def clicked(self, x: int, y: int) -> None:
         """Does what the hint says."""
         if self._shown is None:
             return

@@ -6,7 +6,7 @@ line means is decided by the app.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar, Final
 
 from textual import events
@@ -17,9 +17,13 @@ from textual.content import Content
 from textual.suggester import Suggester
 from textual.widgets import Input, Static
 
-from client_callback.wire.commands import COMMANDS, complete
+from client_callback.wire.commands import COMMANDS, Vocabulary
 from monitor.messages import LineEntered
 from monitor.panels.panel import plain
+from monitor.vocabulary import continuations, possible_endings
+
+_WHOLE: Final = frozenset(example for spec in COMMANDS.values() for example in spec.examples)
+"""What is completed as a whole line, and is no word that may come next."""
 
 _LABELS: Final = {"command": ":", "seek": "go to step "}
 
@@ -35,7 +39,7 @@ class CommandLine(Vertical):
         self._place = 0
         self._draft = ""
         self._complaint = ("", "")
-        self._optimizers: Mapping[str, Sequence[str]] = {}
+        self._names = Vocabulary()
         self._ascii_only = False
 
     def compose(self) -> ComposeResult:
@@ -56,7 +60,7 @@ class CommandLine(Vertical):
         *,
         purpose: str = "command",
         complaint: str = "",
-        optimizers: Mapping[str, Sequence[str]],
+        names: Vocabulary,
         history: Sequence[str],
         ascii_only: bool,
     ) -> None:
@@ -66,12 +70,12 @@ class CommandLine(Vertical):
             text: To begin with.
             purpose: `command` or `seek`; comes back with the line.
             complaint: What is wrong with that text; shown until it is changed.
-            optimizers: What can be completed after `optimizer`.
+            names: What can be completed.
             history: What was typed or sent before, oldest first.
             ascii_only: Whether the terminal shows nothing else.
         """
         self._complaint = (text, complaint)
-        self._purpose, self._optimizers, self._ascii_only = purpose, optimizers, ascii_only
+        self._purpose, self._names, self._ascii_only = purpose, names, ascii_only
         self._history = history
         self._place, self._draft = len(self._history), text
         self.query_one("#command-label", Static).update(Content(_LABELS[purpose]))
@@ -89,7 +93,7 @@ class CommandLine(Vertical):
         self.screen.set_focus(None)
 
     def say(self, text: str) -> None:
-        """Shows a line of help or an error above the input."""
+        """Shows help or an error above the input."""
         self.query_one("#command-help", Static).update(Content(plain(text, self._ascii_only)))
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
@@ -115,7 +119,7 @@ class CommandLine(Vertical):
             self.close()
 
     def _options(self, text: str) -> list[str]:
-        return complete(text, self._optimizers) if self._purpose == "command" else []
+        return continuations(text, self._names) if self._purpose == "command" else []
 
     def _say_what_is_possible(self) -> None:
         text = self.line.value
@@ -125,14 +129,25 @@ class CommandLine(Vertical):
         if self._purpose == "seek":
             self.say("a step such as 1200, or +50 and -50 from here")
             return
-        options = self._options(text)
+        self.say(self._help(text, self._options(text)))
+
+    def _help(self, text: str, options: Sequence[str]) -> str:
+        """While the first word is typed, what it may be; then how it goes on; at last when and for how long."""
         if " " not in text and options:
-            self.say("  ".join(option.strip() for option in options))
-        elif (spec := COMMANDS.get(text.split(" ")[0])) and spec.name != "optimizer":
-            self.say(f"{spec.usage}   {spec.summary}")
+            return "  ".join(option.strip() for option in options)
+        name = text.split(" ", maxsplit=1)[0]
+        spec = COMMANDS.get(name.lower())
+        if name in self._names.actions:
+            usage = f"{name} [WORD …]   Defined by the training's script"
+        elif spec is None:
+            return "no such command; possible: " + ", ".join([*COMMANDS, *self._names.actions])
         else:
-            shown = [option.rstrip().rpartition(" ")[2] for option in options]
-            self.say("  ".join(shown) if options else "ARGUMENT=VALUE, by Keras' own names" if spec else "")
+            usage = f"{spec.usage}   {spec.summary}"
+        endings = possible_endings(text, self._names.actions) if text.endswith(" ") else []
+        if endings:
+            return f"then, if wanted: {'   '.join(endings)}   --dry-run"
+        shown = [option.rstrip().rpartition(" ")[2] for option in options if option not in _WHOLE]
+        return f"{usage}   › {'  '.join(shown)}" if shown else usage
 
     def _steer(self, key: str) -> None:
         """Up and down go through the history, Tab completes, Escape leaves."""

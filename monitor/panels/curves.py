@@ -12,6 +12,7 @@ from typing import ClassVar, Final
 import numpy as np
 from textual import events
 
+from client_callback.wire import commands as c
 from client_callback.wire.protocol import Reply
 from monitor.charts import Curve, Mark, Row, draw_curves
 from monitor.messages import CursorMoved, Panned, Zoomed
@@ -26,11 +27,19 @@ DECADES: Final = 30.0
 """How far the highest value lies above the usual one where a linear axis hides the usual one."""
 _PARTS: Final = 64
 
-_SIGNS: Final = {"lr": "▼", "optimizer": "◆", "pause": "‖", "stop": "■", "note": "•"}
-"""By the first word of a command; one that is not here leaves no mark."""
+_LOWERED: Final = "▼"
 _RAISED: Final = "▲"
 """In place of the sign of `lr`, where the rate rose."""
-
+_BACK: Final = "↶"
+_SIGNS: Final[dict[type[object], str]] = {
+    **dict.fromkeys((c.SetRate, c.ScaleRate), _LOWERED),
+    **dict.fromkeys((c.SwitchOptimizer, c.SetSchedule), "◆"),
+    **dict.fromkeys((c.SetHyperparameters, c.Accumulate, c.Freeze, c.Unfreeze, c.Reinitialise), "◇"),
+    **dict.fromkeys((c.SetClassWeight, c.SetLossWeight), "◇"),
+    **dict.fromkeys((c.Undo, c.Rollback), _BACK),
+    **{c.Redo: "↷", c.Pause: "‖", c.Stop: "■", c.Note: "•", c.UserAction: "•"},
+}
+"""Kind of command → its sign on the curves; one that is not here leaves no mark."""
 _NO_METRICS: Final = ("loss", "learning_rate")
 
 
@@ -73,8 +82,8 @@ def log_axis(session: Session, view: View, name: str) -> bool:
 
 
 def marks(session: Session) -> list[Mark]:
-    """A vertical line for every intervention."""
-    return [mark for reply in session.replies if (mark := _mark(reply))]
+    """A vertical line for every intervention; of two at a step, the later one's sign."""
+    return [mark for reply in session.replies if (mark := _mark(session, reply))]
 
 
 class ChartPanel(Panel):
@@ -99,7 +108,17 @@ class ChartPanel(Panel):
         points = tuple(len(curve.points) if curve.points is not None else 0 for curve in curves)
         bands = tuple((f.start, f.stop, f.severity) for f in view.findings if f.shaded)
         what = (self.series_name(session, view), self._log(session, view), view.smoothing, view.cursor)
-        return (start, stop, what, steps, points, bands, len(session.replies), len(session.epochs))
+        return (
+            start,
+            stop,
+            what,
+            steps,
+            points,
+            bands,
+            len(session.replies),
+            len(session.trials),
+            len(session.epochs),
+        )
 
     def draw(self, session: Session, view: View, width: int, height: int) -> list[Row]:
         """Axes, curves, shaded plateaus, marks, legend."""
@@ -227,10 +246,16 @@ def train_and_validation(session: Session, view: View, name: str, style: str) ->
     return curves
 
 
-def _mark(reply: Reply) -> Mark | None:
-    word = reply.text.partition(" ")[0]
-    sign = _RAISED if word == "lr" and _raised(reply) else _SIGNS.get(word)
-    return Mark(reply.step, sign, "cursor") if sign and reply.status == "applied" else None
+def _mark(session: Session, reply: Reply) -> Mark | None:
+    if reply.status != "applied":
+        return None
+    order = session.order(reply)
+    sign = _SIGNS.get(type(order.instruction)) if order else None
+    if order is None and reply.timer is not None:
+        sign = _BACK  # a timer has set something back
+    if sign == _LOWERED and _raised(reply):
+        sign = _RAISED
+    return Mark(reply.step, sign, "cursor") if sign else None
 
 
 def _raised(reply: Reply) -> bool:

@@ -28,7 +28,19 @@ class LearningRatePanel(ChartPanel):
 
     def heading(self, session: Session, view: View) -> str:
         """Says who sets the rate, when it is not the optimizer's own variable."""
-        optimizer = session.optimizer
-        owners = [optimizer.schedule or "", *optimizer.rate_owners] if optimizer else []
-        by = ", ".join(owner for owner in owners if owner)
+        by = rate_owner(session)
         return f"{self.title}{f' by {by}' if by else ''}"
+
+
+def rate_owner(session: Session) -> str:
+    """Who decides the rate now: a schedule, callbacks of the `fit`, or whoever steers. Empty: only the optimizer.
+
+    A rate that is held is set again after each of the callbacks, which are named as overruled.
+    """
+    optimizer = session.optimizer
+    if optimizer is None:
+        return ""
+    callbacks = ", ".join(optimizer.rate_owners)
+    if optimizer.held:
+        return f"you, held against {callbacks}" if callbacks else "you, held"
+    return ", ".join(owner for owner in (optimizer.schedule or "", callbacks) if owner)

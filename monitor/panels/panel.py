@@ -54,6 +54,12 @@ _PLAIN_SIGNS: Final = str.maketrans(
             "≤": "<",
             "≥": ">",
             "′": "'",
+            "‖": "|",
+            "Δ": "d",
+            "○": "o",
+            "↶": "<",
+            "↷": ">",
+            "↳": "`",
             "⏸": "=",
             "▼": "v",
             "▲": "^",
@@ -116,7 +122,7 @@ class Panel(Widget):
         width, height = self.content_size
         if not self.display or not width or not height:
             return
-        down = view.scrolled if self.scrolls and view.selected == self.name_ else 0
+        down = self.scrolled_down(view)
         stamp = (width, height, view.ascii_only, down, self.stamp(session, view))
         if stamp == self._stamp:
             return
@@ -131,6 +137,10 @@ class Panel(Widget):
         self._strips = strips
         if regions:
             self.refresh(*regions)
+
+    def scrolled_down(self, view: View) -> int:
+        """Lines that its first row lies above the first that is shown."""
+        return view.scrolled if self.scrolls and view.selected == self.name_ else 0
 
     def render_line(self, y: int) -> Strip:
         """One row, as last drawn."""
@@ -153,8 +163,8 @@ class Panel(Widget):
 
     # Textual calls an `on_…` of every class of a panel, so panels replace these and not the handlers.
 
-    def clicked(self, x: int) -> None:
-        """Makes it the selected panel; `x` counts cells from its left edge."""
+    def clicked(self, x: int, y: int) -> None:
+        """Makes it the selected panel; `x` and `y` count cells from the corner of what is drawn."""
         self.post_message(PanelChosen(self.name_))
 
     def wheeled(self, up: bool, event: events.MouseEvent) -> None:
@@ -164,7 +174,7 @@ class Panel(Widget):
     def on_click(self, event: events.Click) -> None:
         """Passes a click on."""
         event.stop()
-        self.clicked(event.x)
+        self.clicked(event.x - self.gutter.left, event.y - self.gutter.top)
 
     def on_mouse_scroll_up(self, event: events.MouseScrollUp) -> None:
         """Passes a notch of the wheel on."""

@@ -24,7 +24,7 @@ _TWO_COLUMNS = 140
 """Cells in which both columns have room for keys and texts."""
 
 
-class _PlainScrollBar(ScrollBarRender):
+class PlainScrollBar(ScrollBarRender):
     """Of whole cells only: the parts of cells are no ASCII."""
 
     VERTICAL_BARS: ClassVar[list[str]] = [" "] * 8
@@ -50,7 +50,7 @@ class HelpScreen(ModalScreen[None]):
             scroll.border_title = "keys and commands"
             scroll.border_subtitle = "esc closes"
             if self._ascii_only:
-                scroll.vertical_scrollbar.renderer = _PlainScrollBar  # type: ignore[misc]
+                scroll.vertical_scrollbar.renderer = PlainScrollBar  # type: ignore[misc]
             first = ("Training", "Commands", "Program") if self._live else ("Replay", "Program")
             with Vertical(id="help-columns"):
                 for groups in (first, ("Curves", "Panels")):

@@ -6,6 +6,7 @@ import math
 from collections.abc import Hashable
 
 from monitor.charts import Row, Segment
+from monitor.panels.learning_rate import rate_owner
 from monitor.panels.machine import overhead_style
 from monitor.panels.panel import Panel
 from monitor.panels.text import Item, bar, both_ends, cut, duration, line, rate, row_width, spelled
@@ -18,6 +19,7 @@ _STATES: dict[State, str] = {
     "paused": "warn",
     "recompiling": "accent",
     "validating": "accent",
+    "trial": "accent",
     "finished": "loss",
     "stopped": "warn",
     "interrupted": "warn",
@@ -100,7 +102,7 @@ def _steps(session: Session, *, roomy: bool) -> Row:
 
 def _speed(session: Session, *, roomy: bool) -> Row:
     speed = session.steps_per_second()
-    if speed is None or session.ended or session.state == "paused":
+    if speed is None or session.ended or session.state in ("paused", "trial"):
         return []
     number = f"{speed:,.0f}" if speed >= 20 else f"{speed:.1f}"
     return [Segment(number, "text"), Segment(" steps/s" if roomy else "/s", "dim")]
@@ -118,9 +120,10 @@ def _training_items(session: Session, view: View, width: int) -> list[Item]:
     optimizer = session.optimizer
     wrong = view.link.connection
     ended_badly = session.state_reason if session.state in ("failed", "interrupted", "stopped") else ""
-    held = session.state_reason if session.state in ("paused", "recompiling") else ""
+    held = session.state_reason if session.state in ("paused", "recompiling", "trial") else ""
     return [
         Item(0, [Segment(cut(wrong, width // 2), "warn")] if wrong else []),
+        Item(1, _steered_by(view, width)),
         Item(1, [Segment(cut(ended_badly, width // 2), "bad")] if ended_badly else []),
         Item(4, [Segment(cut(held, width // 3), "accent")] if held else []),
         Item(0, _rate(session, ascii_only=view.ascii_only)),
@@ -155,10 +158,20 @@ def _overhead(session: Session) -> Row:
 
 
 def _owners(session: Session) -> Row:
-    optimizer = session.optimizer
-    owners = [optimizer.schedule or "", *optimizer.rate_owners] if optimizer else []
-    named = ", ".join(owner for owner in owners if owner)
-    return [Segment("rate by ", "dim"), Segment(cut(named, 40), "text")] if named else []
+    owner = rate_owner(session)
+    return [Segment("rate by ", "dim"), Segment(cut(owner, 48), "text")] if owner else []
+
+
+def _steered_by(view: View, width: int) -> Row:
+    """Who else has control, and the command that takes it."""
+    who = view.link.steered_by
+    if not who:
+        return []
+    return [
+        Segment(cut(who, width // 2), "warn"),
+        Segment(" steers; ", "dim"),
+        Segment("control take", "key"),
+    ]
 
 
 def _view_items(view: View, width: int) -> list[Item]:

@@ -16,19 +16,27 @@ import msgspec
 import zmq
 
 from client_callback.wire import protocol, runs, sockets
+from client_callback.wire.bell import Bell
 from client_callback.wire.commands import CommandError
 from client_callback.wire.protocol import AnyEvent, Frame, Reply
 from client_callback.wire.recording import JournalReader, RecordingError
 from client_callback.wire.runs import RunFile
-from monitor.outgoing import new_command
+from monitor.outgoing import new_command, new_id, sender, takes_long
 from monitor.sources.source import Order, Update
 
 ANSWER_TIMEOUT_S = 30.0
 """After so long without an answer a command counts as failed; one that comes later is shown all the same."""
+_LONG_ANSWER_S = 1_800.0
+"""The same for what keeps the training itself busy, such as a trial."""
 _BUFFER_BYTES = 32 << 20
-_POLL_S = 0.025
+_POLL_S = 0.1
+"""How often it is looked whether something has to be asked again. What comes, and what is sent, ends the wait."""
 _ASK_AGAIN_S = 2.0
 _SILENT_S = 3.5
+_PRESENT_S = 3.0
+"""Between two signs of life while this monitor steers; after 15 s without one the run lets others steer."""
+_RELEASE_S = 0.5
+"""How long leaving waits until the run has heard of it."""
 _FRAMES_AHEAD = 256
 _MESSAGES_AT_ONCE = 200
 
@@ -37,6 +45,7 @@ class _Pending(msgspec.Struct):
     """A command under way."""
 
     command: protocol.Command
+    patience_s: float
     began: float
     sent: float = 0.0
     direct: Reply | None = None
@@ -44,13 +53,20 @@ class _Pending(msgspec.Struct):
 
 
 class LiveSource:
-    """Follows one live run until it ends; commands go the other way."""
+    """Follows one live run until it ends; commands go the other way.
+
+    `who`: recorded with every command; by default user@host and `terminal`.
+    """
 
     live = True
 
     def __init__(self, run: RunFile, who: str = "", *, answer_timeout_s: float = ANSWER_TIMEOUT_S) -> None:
         self.run = run
-        self._who = who
+        self.client = new_id()
+        """This monitor's own, as `ControlChanged.client` names whoever steers."""
+        self._who = who or sender("terminal")
+        self._actions: protocol.Names = ()
+        """Commands that the run's script defined."""
         self._answer_timeout_s = answer_timeout_s
         self._lock = threading.Lock()
         self._ready: list[AnyEvent] = []
@@ -58,6 +74,8 @@ class LiveSource:
         self._outbox: list[protocol.Command] = []
         self._connection = "connecting"
         self._closing = threading.Event()
+        self._bell = Bell()
+        """Rung when there is something to send."""
         self.finished = threading.Event()
         """Set when nothing more will come: the run ended or its process is gone."""
         # Of the thread alone:
@@ -69,6 +87,8 @@ class LiveSource:
         self._welcomed = False
         self._recording = run.recording
         self._pending: dict[str, _Pending] = {}
+        self._steers = False
+        self._present_at = 0.0
         self._thread = threading.Thread(target=self._work, name="unstuck source", daemon=True)
         self._thread.start()
 
@@ -86,16 +106,18 @@ class LiveSource:
 
     def send(self, text: str) -> str:
         """Sends a command and returns its id; the Reply comes as an event. Raises CommandError."""
-        command = new_command(text, self._who, by="terminal")
+        command = new_command(text, self._who, client=self.client, actions=self._actions)
         if self.finished.is_set():
             raise CommandError("the run has ended; there is nothing to steer any more")
         with self._lock:
             self._outbox.append(command)
+        self._bell.ring()
         return command.id
 
     def close(self) -> None:
-        """Ends the thread and its sockets. May be called twice."""
+        """Gives control back, then ends the thread and its sockets. May be called twice."""
         self._closing.set()
+        self._bell.ring()
         self._thread.join(2.0)
 
     # ── The thread ────────────────────────────────────────────────────────────────────────────────
@@ -108,24 +130,30 @@ class LiveSource:
             self._ask(protocol.Hello())
             while not (self._closing.is_set() or self.finished.is_set()):
                 self._turn()
+            if self._steers and not self.finished.is_set():
+                self._release_control()
         except Exception as error:  # noqa: BLE001  (a thread's edge: the terminal goes on and shows it)
             self._connection = f"watching stopped: {type(error).__name__}: {error}"
         finally:
             self.finished.set()
             self._give_up_commands("the run has ended")
             context.destroy(linger=0)
+            self._bell.close()
 
     def _turn(self) -> None:
         began = time.monotonic()
         room = self._ready_bytes < _BUFFER_BYTES
-        listened = self._stream if room else self._control
-        if listened.poll(int(1_000 * _POLL_S)) and room:
+        self._wait(stream=room)
+        if room:
             self._hear_stream()
         self._hear_answers()
         now = time.monotonic()
         if not room or now - began > 1.0:
             self._heard_at = now  # it was this side that did not listen
         self._send_commands(now)
+        if self._steers and now - self._present_at > _PRESENT_S:
+            self._present_at = now
+            sockets.try_send(self._control, protocol.Present(client=self.client, who=self._who))
         if room and now - self._asked_at > _ASK_AGAIN_S:
             if not self._welcomed:
                 self._ask(protocol.Hello())
@@ -133,6 +161,15 @@ class LiveSource:
                 self._ask(protocol.Backfill(after=self._order.last_seq))
         if now - self._heard_at > _SILENT_S:
             self._look_elsewhere(now)
+
+    def _wait(self, *, stream: bool) -> None:
+        """Until something comes or is to be sent. `stream`: whether there is room for more of that."""
+        poller = zmq.Poller()
+        poller.register(self._bell.fileno(), zmq.POLLIN)
+        for socket in (self._control, *([self._stream] if stream else [])):
+            poller.register(socket, zmq.POLLIN)
+        poller.poll(int(1_000 * _POLL_S))
+        self._bell.hush()
 
     def _ask(self, request: protocol.Request) -> None:
         self._asked_at = time.monotonic()
@@ -182,6 +219,7 @@ class LiveSource:
                 self._connection = f"another run ({answer.run.name}) uses this endpoint now"
                 return
             self._welcomed = True
+            self._actions = answer.run.actions
             self._recording = answer.recording
         else:
             for frame in answer.frames:
@@ -226,6 +264,8 @@ class LiveSource:
             return
         if isinstance(event, Reply):
             self._pending.pop(event.id, None)
+        elif isinstance(event, protocol.ControlChanged):
+            self._steers = event.client == self.client
         with self._lock:
             self._ready.append(event)
             self._ready_bytes += len(frame.payload)
@@ -239,16 +279,30 @@ class LiveSource:
         with self._lock:
             new, self._outbox = self._outbox, []
         for command in new:
-            self._pending[command.id] = _Pending(command, now, -_ASK_AGAIN_S)
+            patience_s = max(self._answer_timeout_s, _LONG_ANSWER_S if takes_long(command) else 0.0)
+            self._pending[command.id] = _Pending(command, patience_s, now, -_ASK_AGAIN_S)
         for waiting in list(self._pending.values()):
             if waiting.direct is not None and now - waiting.sent > _ASK_AGAIN_S:
                 self._answer_here(waiting.direct)  # told to us alone, as by a run that is ending
-            elif now - waiting.began > self._answer_timeout_s:
-                reason = f"no answer in {self._answer_timeout_s:.0f} s; it may still be applied"
+            elif now - waiting.began > waiting.patience_s:
+                reason = f"no answer in {waiting.patience_s:.0f} s; it may still be applied"
                 self._answer_here(_failed(waiting.command, reason))
             elif waiting.direct is None and now - waiting.sent > _ASK_AGAIN_S:
                 waiting.sent = now
                 sockets.try_send(self._control, waiting.command)
+
+    def _release_control(self) -> None:
+        """Tells the run that this monitor goes, and waits a moment for its answer."""
+        command = new_command("control release", self._who, client=self.client)
+        deadline = time.monotonic() + _RELEASE_S
+        sockets.try_send(self._control, command)
+        while (left := deadline - time.monotonic()) > 0 and self._control.poll(int(1_000 * left) + 1):
+            try:
+                answer = protocol.decode_answer(self._control.recv_multipart(zmq.DONTWAIT)[-1])
+            except protocol.ProtocolError:
+                continue
+            if isinstance(answer, Reply) and answer.id == command.id:
+                return
 
     def _give_up_commands(self, reason: str) -> None:
         with self._lock:

@@ -28,6 +28,9 @@ _STILL_WRITTEN_S = 60.0
 _EVENTS_TO_JUMP_TO = (
     protocol.Reply,
     protocol.OptimizerChanged,
+    protocol.ControlChanged,
+    protocol.TrialEnded,
+    protocol.Evaluated,
     protocol.Problem,
     protocol.RunStarted,
     protocol.RunEnded,
@@ -43,6 +46,7 @@ class RecordedSource:
     """
 
     live = False
+    client = ""
 
     def __init__(
         self,
@@ -128,7 +132,7 @@ class RecordedSource:
 
     @property
     def event_steps(self) -> list[int]:
-        """The positions worth a visit: both ends, replies, pauses, other optimizers, problems; sorted."""
+        """The positions worth a visit: both ends, replies, trials, pauses, other optimizers, problems; sorted."""
         return sorted(self._jumps)
 
     @property
@@ -184,7 +188,7 @@ class RecordedSource:
 
     def send(self, text: str) -> str:
         """Raises CommandError: what has been trained cannot be steered."""
-        commands.parse(text)
+        commands.parse(text, self.run.actions)
         raise commands.CommandError("a recording cannot be steered; it only replays what was done")
 
     def close(self) -> None:

@@ -24,6 +24,8 @@ class Source(Protocol):
 
     live: bool
     """Whether commands can be sent."""
+    client: str
+    """This monitor's own id, as `ControlChanged.client` names whoever steers. Empty: it never steers."""
 
     @property
     def connection(self) -> str:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
-from tests.bench import charts, memory, overhead, recordings, startup
+from tests.bench import charts, latency, memory, overhead, recordings, startup
 
 Rows = list[tuple[str, float, float]]
 """(label, seconds, seconds of the reference) of each measurement."""
@@ -67,6 +67,7 @@ PARTS = {
     ),
     "recordings": Part("recordings", _table(recordings.run)),
     "startup": Part("start", _table(startup.run)),
+    "latency": Part("from `send` to applied", latency.run),
     "overhead": Part("what following a training adds to it", overhead.run),
     "profile": Part("where the callback's time goes", _profile, usual=False),
     "memory": Part("memory over a million steps", memory.run, usual=False),

@@ -8,6 +8,7 @@ with these names and a line in `BACKENDS`.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
@@ -58,6 +59,9 @@ class Driver(Protocol):
 
     def making_train_function(self) -> AbstractContextManager[None]:
         """Inside, Keras makes the train function."""
+
+    def own_train_step(self) -> Callable[..., Any]:
+        """The model's train step as it is without the hooks."""
 
     def take_call_steps(self) -> int:
         """Steps since this was last asked, where the host can count them; else 1."""

@@ -91,6 +91,11 @@ class Driver:
         finally:
             hooks.remove()
 
+    def own_train_step(self) -> Callable[..., Any]:
+        """It is hooked only while a train function is made."""
+        step: Callable[..., Any] = self._train_step
+        return step
+
     def take_call_steps(self) -> int:
         """Counted where each step is started."""
         steps, self._call_steps = self._call_steps, 0

@@ -106,6 +106,11 @@ class Driver:
         finally:
             hooks.remove()
 
+    def own_train_step(self) -> Callable[..., Any]:
+        """Below the hook."""
+        step: Callable[..., Any] = self._hooks.original(self._probe.model, "train_step")
+        return step
+
     def take_call_steps(self) -> int:
         """Only the graph knows."""
         return 1

@@ -3,7 +3,13 @@
 What goes back (`history`), waits (`timers`) or is tried out (`trials`) has a state of its own and is not among them.
 """
 
-from client_callback.steering.handlers import optimizer, rates, training
+from client_callback.steering.handlers import layers, loss, optimizer, rates, training
 from client_callback.steering.handling import Handlings
 
-HANDLINGS: Handlings = {**rates.HANDLINGS, **optimizer.HANDLINGS, **training.HANDLINGS}
+HANDLINGS: Handlings = {
+    **rates.HANDLINGS,
+    **optimizer.HANDLINGS,
+    **layers.HANDLINGS,
+    **loss.HANDLINGS,
+    **training.HANDLINGS,
+}

@@ -1,7 +1,8 @@
-"""What is done to the training as a whole: hold it, end it, look at it, save it, write a remark."""
+"""What is done to any training as a whole: hold it, save it, write a remark. `running_fit` has what a `fit` adds."""
 
 from __future__ import annotations
 
+from client_callback.steering.checkpoints import plan_checkpoint, save_checkpoint
 from client_callback.steering.handling import Handling, Handlings
 from client_callback.steering.training import Outcome, Refused, Training
 from client_callback.wire import commands
@@ -23,19 +24,6 @@ def resume(training: Training, instruction: commands.Resume, time: float) -> Out
     return Outcome(before={"state": "paused"}, after={"state": _state(training)})
 
 
-def stop(training: Training, instruction: commands.Stop, time: float) -> Outcome:
-    """`stop`."""
-    before = _state(training)
-    training.stop()
-    if training.paused:
-        training.resume()
-    return Outcome(
-        before={"state": before},
-        after={"state": "stopping"},
-        reason="ends after the current batch; where there is validation data, its validation runs first",
-    )
-
-
 def note(training: Training, instruction: commands.Note, time: float) -> Outcome:
     """`note "…"`: the reply is the record."""
     return Outcome()
@@ -48,6 +36,6 @@ def _state(training: Training) -> str:
 HANDLINGS: Handlings = {
     commands.Pause: Handling(carry_out=pause),
     commands.Resume: Handling(carry_out=resume),
-    commands.Stop: Handling(carry_out=stop),
+    commands.Checkpoint: Handling(carry_out=save_checkpoint, plan=plan_checkpoint),
     commands.Note: Handling(carry_out=note, changes_training=False),
 }

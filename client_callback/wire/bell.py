@@ -1,7 +1,7 @@
 """How one thread wakes another that sleeps on sockets: a byte down a pair of sockets of its own.
 
-`client_callback.link` sleeps on it together with what monitors send. Ringing costs microseconds, never blocks
-and never raises, so the training may do it.
+The sender's thread sleeps on it together with what monitors send, a monitor's thread together with what the training
+sends. Ringing costs microseconds, never blocks and never raises, so the training may do it.
 """
 
 from __future__ import annotations
