@@ -87,14 +87,17 @@ async def test_a_plan_that_arrives_while_one_types_waits_until_the_line_is_close
         app.source.answers = False
         app.action_send(SWITCH)
         await until(pilot, lambda: "being checked" in shown(app))
-        await press(pilot, "colon", *"note x")
+        await press(pilot, "colon")
+        line = app.screen.command_line
+        await until(pilot, lambda: app.focused is line.line)
+        line.line.value = "note x"
         app.source.waiting.append(Reply(id="command-1", text="", status="planned", plan=PLAN))
         await until(pilot, lambda: app.view.checking == ())
-        await press(pilot, "y")
-        assert not is_card(app)
+        await pilot.pause(0.3)
+        assert not is_card(app) and line.display
         await press(pilot, "enter")
         await until(pilot, lambda: is_card(app))
-        assert app.source.sent == [f"{SWITCH} --dry-run", "note xy"]
+        assert app.source.sent == [f"{SWITCH} --dry-run", "note x"]
 
 
 async def test_a_dry_run_that_was_typed_shows_the_card_too():

@@ -249,6 +249,7 @@ def test_the_code_is_formatted_and_holds_nothing_that_is_not_used(tmp_path):
     """All helpers, each in all its forms."""
     settings = ('(self.layer("dense"), "trainable")', '(self.kernel(self.layer("dense")), "regularizer")')
     forms = list(product(("tensorflow", "jax", "torch"), *[(False, True)] * 6, ((), settings)))[::5]
+    (tmp_path / "nothing.py").write_text(module(description(), [], [], Surroundings(*forms[0])))
     for number, form in enumerate(forms):
         run = Surroundings(*form)
         names = tuple(name for name in helpers_of(run) if run.scheduled or not _of_schedules(name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import keras
@@ -14,8 +15,9 @@ from client_callback.wire import protocol, runs
 from client_callback.wire.journal import JournalWriter
 from client_callback.wire.protocol import Reply
 from client_callback.wire.recording import JournalReader
-from client_callback.wire.replay import replay_of
+from client_callback.wire.replay import changed_training, replay_of
 from monitor.cli import main
+from monitor.export import write_table
 from tests.steered_fit import BATCH, X, Y, assert_equal_weights, dense_model
 from tests.toy_runs import description, start_training, started
 
@@ -52,6 +54,7 @@ def replies_in(path):
 SCRIPT = {
     0: ["note begins"],
     3: ["lr x0.5", "pause --dry-run", "lr -1"],
+    4: ["lr x3 for 2 steps"],
     6: ["optimizer sgd learning_rate=0.05 momentum=0.9"],
     9: ["lr 0.02", "snapshot good"],
     12: ["rollback good", "lr x2"],
@@ -66,12 +69,19 @@ def test_a_run_told_to_repeat_a_recording_ends_with_the_same_weights():
     repeated = fitted(again)
     assert_equal_weights(repeated, steered)
     second = replies_in(again.recording)
-    changes = [
-        (reply.step, reply.text, reply.status, reply.after) for reply in first if reply.status == "applied"
+    told = [
+        [(r.step, r.text, r.status, r.after) for r in one if changed_training(r)] for one in (first, second)
     ]
-    assert [(reply.step, reply.text, reply.status, reply.after) for reply in second] == changes
-    name = JournalReader(monitor.recording).run.name
-    assert {reply.who for reply in second} == {f"{runs.user_name()}@{runs.host_name()} replay of {name}"}
+    assert told[0] == told[1] and len(told[0]) == 9
+    with JournalReader(monitor.recording) as reader:
+        who = f"{runs.user_name()}@{runs.host_name()} replay of {reader.run.name}"
+    assert {reply.who for reply in first} == {"ada@box terminal", "timer 1 of ada@box terminal"}
+    assert {reply.who for reply in second} == {who, f"timer 1 of {who}"}
+    events = io.StringIO()
+    with JournalReader(again.recording) as reader:
+        write_table(reader, "events", "jsonl", events)
+    kept = [json.loads(line) for line in events.getvalue().splitlines()]
+    assert [event["details"]["who"] for event in kept if event["kind"] == "reply"] == [r.who for r in second]
     plain = fitted(MonitorCallback(statistics_every=0))
     assert any(np.any(a != b) for a, b in zip(plain.get_weights(), steered.get_weights(), strict=True))
 

@@ -451,7 +451,9 @@ def test_dead_units_begin_anew_and_the_model_computes_what_it_did(tmp_path: Path
 def test_where_no_unit_is_dead_nothing_is_changed():
     """A unit for each sign of each input: one of two is above 0 for each example."""
     keras.utils.set_random_seed(3)
-    made = keras.Sequential([layers.Input((4,)), layers.Dense(8, activation="relu", name="both"), layers.Dense(1)])
+    made = keras.Sequential(
+        [layers.Input((4,)), layers.Dense(8, activation="relu", name="both"), layers.Dense(1)]
+    )
     made.get_layer("both").set_weights([np.hstack([np.eye(4), -np.eye(4)]), np.zeros(8)])
     made.compile(SGD(1e-6), "mse")
     watching = MonitorCallback("alive", statistics_every=0)

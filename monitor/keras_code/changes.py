@@ -166,6 +166,10 @@ class Conversion:
             "reduce-on-plateau",
         ):  # what the latter does are answers of their own
             return _code(f"self.set_rate({rate!r})", "set_rate")
+        owners = self._session.run.optimizer.rate_owners if self._session.run.optimizer else ()
+        for owner in owners:
+            note = f"leave {owner} out: Keras lets nothing be assigned to a rate that a schedule decides"
+            self.left_out += [note] if note not in self.left_out else []
         cls, arguments = schedule_call(instruction.kind, instruction.arguments, present)
         needs = () if cls.startswith("keras") else (cls,)
         made = call(f"schedule = {cls}", [], arguments)

@@ -109,9 +109,10 @@ def _beginning(steps: Iterable[int], used: Container[str]) -> Iterator[str]:
     yield "        self.completed = 0  # steps of the epochs before"
     yield "        self.batches = 0  # of this epoch"
     yield from (f"        {line}" for name, line in _STATE if name in used)
-    yield "        self.waiting = ["
-    yield from (f"            ({step}, self.at_step_{step})," for step in steps)
-    yield "        ]"
+    waiting = [f"            ({step}, self.at_step_{step})," for step in steps]
+    yield from (
+        ["        self.waiting = [", *waiting, "        ]"] if waiting else ["        self.waiting = []"]
+    )
     yield from (f"        {line}" for name, line in _BEGINNING if name in used)
 
 

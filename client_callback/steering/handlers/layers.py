@@ -101,7 +101,7 @@ def _trainable_plan(training: Training, instruction: commands.Freeze | commands.
 
 def _checked_layers(training: Training, instruction: commands.Freeze | commands.Unfreeze) -> dict[str, Any]:
     """The named layers that have weights to train."""
-    model = training.model
+    model: Any = training.model
     chosen = chosen_layers(model, instruction.layers)
     layers = {name: layer for name, layer in chosen.items() if own_weights(layer)}
     if not layers:
