@@ -515,7 +515,7 @@ def test_what_is_no_recording_is_said_in_one_line(words, tmp_path, capsys):
 def test_a_damaged_recording_is_exported_as_far_as_it_goes(recording, capsys):
     content = recording.read_bytes()
     at = content.index(b"accuracy", len(content) // 4) + 30
-    recording.write_bytes(content[:at] + b"\xff" + content[at + 1 :])
+    recording.write_bytes(content[:at] + bytes([content[at] ^ 0xFF]) + content[at + 1 :])
     assert main(["export", str(recording), "--to", "csv"]) == 0
     captured = capsys.readouterr()
     assert 0 < captured.out.count("\n") < 401
