@@ -16,7 +16,7 @@ from keras.optimizers import SGD
 from client_callback import MonitorCallback
 from client_callback.wire.protocol import Command, Reply
 from tests.recorded import of_kind, series
-from tests.steered_fit import BATCH, STEPS, SteeredFit, X, assert_equal_weights
+from tests.steered_fit import BATCH, STEPS, SteeredFit, X, assert_equal_weights, not_compiled
 
 pytestmark = pytest.mark.every_backend
 
@@ -134,6 +134,7 @@ def test_the_next_fit_is_unweighted():
     assert alone == pytest.approx(crossentropies(made).mean(), rel=1e-4)
 
 
+@not_compiled
 def test_balanced_weights_give_each_class_the_same_share():
     counts = {0: 150.0, 1: 50.0, 2: 25.0}
     script = {2: ["class-weight balanced"], 4: ["class-weight none"]}
@@ -252,6 +253,7 @@ REFUSED: dict[str, tuple[Callable[[], keras.Model], Any, Any, Mapping[int, float
 }
 
 
+@not_compiled
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_not_possible_is_refused_with_what_is(name: str):
     make, loss, targets, counts, text, reason = REFUSED[name]

@@ -351,7 +351,8 @@ def _restarts(training: Training, found: list[DeadUnits]) -> list[Fresh]:
 
 def _none_dead(looked_for: list[Candidate], inputs: list[Any]) -> str:
     names = brief(one.name for one in looked_for)
-    return f"each unit of {names} is above 0 for some example of the next {len(inputs)} batches"
+    examples = sum(int(keras.tree.flatten(part)[0].shape[0]) for part in inputs)
+    return f"each unit of {names} is above 0 for some of the next {examples} examples"
 
 
 def _about_dead(model: Any, found: list[DeadUnits]) -> list[str]:
