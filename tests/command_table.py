@@ -33,7 +33,7 @@ from monitor import sending
 from tests.recorded import of_kind, series
 
 BACKEND = keras.backend.backend()
-EXAMPLES, BATCH = 1_024, 8
+EXAMPLES, BATCH = 8_192, 8
 X = np.random.default_rng(0).normal(size=(EXAMPLES, 6)).astype("float32")
 Y = X[:, :3].argmax(axis=1)
 
@@ -70,9 +70,9 @@ COMMANDS = (
     "schedule one-cycle maximal_learning_rate=0.004 total_steps=2000",
     "schedule reduce-on-plateau patience=50",
     "schedule constant learning_rate=0.002",
-    "lr x0.9 for 6 steps",
+    "lr x0.9 for 5000 steps",
     "cancel all",
-    "lr x0.8 unless loss rises 900% in 6 steps",
+    "lr x0.8 unless loss rises 900% in 5000 steps",
     "cancel  all",
     "set clipnorm=5",
     "set beta_1=0.8",
@@ -145,8 +145,8 @@ def run_cell(name: str, folder: Path) -> dict[str, Any]:
     scope = replicate() if cell.replicas else nullcontext
     with scope():
         model = build(cell)
-    # What JAX takes longest to compile anew are the statistics, and they are not what this is about.
-    every = 0 if BACKEND == "jax" else 10
+    # What takes longest to trace anew are the statistics; one cell has them.
+    every = 3 if name == "plain" else 0
     actions = {"look": look(model)}
     callback = MonitorCallback("table", directory=folder, statistics_every=every, actions=actions)
     answers: list[dict[str, Any]] = []
@@ -156,6 +156,8 @@ def run_cell(name: str, folder: Path) -> dict[str, Any]:
         try:
             for text in COMMANDS:
                 reply = sending.send("table", text.format(folder=folder), wait_s=60.0)
+                while "send it again" in reply.reason:  # the epoch's last batches
+                    reply = sending.send("table", text, wait_s=60.0)
                 answers.append({"command": text, **msgspec.to_builtins(reply)})
         except BaseException as error:  # noqa: BLE001 (raised again by the test)
             failure.append(error)
@@ -167,7 +169,7 @@ def run_cell(name: str, folder: Path) -> dict[str, Any]:
         async_safe = True
 
         def on_epoch_begin(self, epoch: int, logs: object = None) -> None:
-            if epoch == 1:
+            if not epoch:
                 thread.start()
 
     thread = threading.Thread(target=steer)
@@ -178,7 +180,7 @@ def run_cell(name: str, folder: Path) -> dict[str, Any]:
         batch_size=BATCH,
         epochs=100_000,
         validation_data=(X[:16], [t[:16] for t in targets] if cell.two_outputs else targets[:16]),
-        validation_freq=10,
+        validation_freq=2,
         shuffle=False,
         verbose=0,
         callbacks=[callback, Began()],

@@ -31,6 +31,8 @@ class Handling:
 
     carry_out: Handler
     plan: Planner = plan_nothing
+    check: Planner | None = None
+    """Only what refuses; where a plan takes longer than that. `None`: the plan checks."""
     subjects: frozenset[Subject] = frozenset()
     """What it changes of the training: then the state before is kept, and it can be undone. Empty: nothing."""
     may_change_nothing: bool = False

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time as clock
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from client_callback.steering.backends import current_backend
 from client_callback.steering.carrying import going_back_says
@@ -51,6 +51,8 @@ class History:
         """Changes taken back, with the state as it was then; the last is the first to come again."""
         self._seconds = 0.0
         self._training = training
+        self._begun: Snapshot | None = None
+        """Of the change that is being made now."""
 
     # ── What a transaction needs ────────────────────────────────────────────────────────────────────
 
@@ -84,8 +86,9 @@ class History:
         return current_optimizer(self._training.model) is not None
 
     def begin(self, text: str) -> Snapshot:
-        """The state before a change."""
-        return self.take("change", reason=text)
+        """The state before a change; until it is made, `last` is still the one kept before."""
+        self._begun = self.take("change", reason=text)
+        return self._begun
 
     def commit(self, id_: str, text: str, before: Snapshot) -> bool:
         """The change was made. Returns whether any setting is another now."""
@@ -93,6 +96,7 @@ class History:
         with current_backend().state(model):
             settings = changed(before.state.settings, read_settings(model))
         self.done.append(Change(id_, text, before, settings))
+        self._begun = None
         for _, after in self.undone:
             self.snapshots.drop(after)
         self.undone.clear()
@@ -102,6 +106,7 @@ class History:
 
     def abandon(self, before: Snapshot) -> None:
         """The change was not made, or changed nothing."""
+        self._begun = None
         self.snapshots.drop(before)
         self._announce(0.0)
 
@@ -113,8 +118,9 @@ class History:
             return changed(state.settings, read_settings(model)) != {} or moved(model, state)
 
     def put_back(self, before: Snapshot, time: float) -> None:
-        """The change failed: everything is as it was."""
-        self._restore(self.snapshots.load(before), time, "back after a failure")
+        """The change failed: everything is as it was, or the settings where nothing more is kept."""
+        state = before.state if before.dropped else self.snapshots.load(before)
+        self._restore(state, time, "back after a failure")
 
     def keep_recent(self) -> None:
         """Takes a snapshot by itself when it is time; the first is the start."""
@@ -161,6 +167,7 @@ class History:
             after=outcome.after,
             reason=f"took back {change.text!r}{others}{since}; {_NOT_REWOUND}",
             undoes=change.id,
+            restored=state.step,
         )
         return told, gone
 
@@ -191,21 +198,21 @@ class History:
     def _plan_snapshot(self, training: Training, instruction: commands.TakeSnapshot) -> list[PlanLine]:
         return [PlanLine(topic="does", text="keeps weights, optimizer, settings and seeds as they are now")]
 
-    def go_back(self, to: str, time: float) -> str:
-        """Back to a snapshot, as the first part of a change; returns what is to be said of it.
+    def go_back(self, to: str, time: float) -> tuple[int, str]:
+        """Back to a snapshot, as the first part of a change; returns its step and what is to be said of it.
 
         Raises:
             Refused: there is none such.
         """
-        target = self.snapshots.find(to)
+        target = self.snapshots.find(to, but=self._begun)
         self._restore(self.snapshots.load(target), time, f"rollback to step {target.step}")
-        return f"from the state before step {target.step}; {_NOT_REWOUND}"
+        return target.step, f"from the state before step {target.step}; {_NOT_REWOUND}"
 
     def _rollback(self, training: Training, instruction: commands.Rollback, time: float) -> Outcome:
-        target = self.snapshots.find(instruction.to)
+        target = self.snapshots.find(instruction.to, but=self._begun)
         outcome = self._go_to(self.snapshots.load(target), time, f"rollback to step {target.step}")
         reason = f"the training is as it was before step {target.step}; {_NOT_REWOUND}"
-        return Outcome(before=outcome.before, after=outcome.after, reason=reason)
+        return replace(outcome, reason=reason, restored=target.step)
 
     def _plan_rollback(self, training: Training, instruction: commands.Rollback) -> list[PlanLine]:
         return self.plan_going_back(instruction.to)
@@ -259,6 +266,7 @@ class History:
             before=outcome.before,
             after=outcome.after,
             reason=f"{change.text!r} is in effect again, with the weights of step {after.step}; {_NOT_REWOUND}",
+            restored=after.step,
         )
 
     def _plan_redo(self, training: Training, instruction: commands.Redo) -> list[PlanLine]:

@@ -91,13 +91,13 @@ class Snapshots:
         self._fit_budget()
         return snapshot
 
-    def find(self, to: str) -> Snapshot:
-        """`start`, `last`, a name, or the newest at or before a step.
+    def find(self, to: str, but: Snapshot | None = None) -> Snapshot:
+        """`start`, `last`, a name, or the newest at or before a step; never `but`.
 
         Raises:
             Refused: there is none such; the text lists those there are.
         """
-        usable = [one for one in self.kept if not one.dropped]
+        usable = [one for one in self.kept if not one.dropped and one is not but]
         found: list[Snapshot] = []
         if to == "start":
             found = [one for one in usable if one.kind == "start"]

@@ -243,7 +243,8 @@ class Steering:
         """What would happen. Raises Refused for what cannot be."""
         back = self.history.plan_going_back(order.origin) if order.origin else []
         later = order.starts is not None and isinstance(order.instruction, _OF_ITS_MOMENT)
-        does = [] if later else handling.plan(self._training, order.instruction)
+        planner = handling.plan if order.dry_run else handling.check or handling.plan
+        does = [] if later else planner(self._training, order.instruction)
         return [*back, *does, *self.timers.plan(order)]
 
     def _transact(
@@ -265,6 +266,7 @@ class Steering:
                 before = self.history.begin(command.text)
             outcome = self._carry_out(order, handling, time)
             reply = self._reply(command, time, outcome, timer=timer)
+            self._supersede(handling, order)
             self._rates.commanded(reply)
             if isinstance(order.instruction, commands.Undo):
                 self.timers.taken_back([outcome.undoes])
@@ -294,12 +296,14 @@ class Steering:
             return handling.carry_out(self._training, order.instruction, time)
         with current_backend().state(self._training.model):
             told = tell_settings(self._training.model)
-        back = self.history.go_back(order.origin, time)
+        restored, back = self.history.go_back(order.origin, time)
         outcome = handling.carry_out(self._training, order.instruction, time)
         with current_backend().state(self._training.model):
             before, after = differences(told, tell_settings(self._training.model))
         reason = _joined(back, outcome.reason)
-        return replace(outcome, before=before, after={**after, **outcome.after}, reason=reason)
+        return replace(
+            outcome, before=before, after={**after, **outcome.after}, reason=reason, restored=restored
+        )
 
     def _check_allowed(self, order: commands.Order, handling: Handling) -> None:
         if not self._control and handling.changes_training and not order.dry_run:
@@ -328,6 +332,12 @@ class Steering:
             self._waiting.append(Verification(reply, weights or weights_now(model), rate, outcome.confirm))
             self.attention_at = 0
         return reply
+
+    def _supersede(self, handling: Handling, order: commands.Order) -> None:
+        """The next step shows this change, and no longer what one before it at the same step had asked for."""
+        if handling.subjects or isinstance(order.instruction, _OF_ITS_MOMENT):
+            for waiting in self._waiting:
+                waiting.wanted_rate, waiting.confirm = None, lambda: ""
 
     # ── Timers ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -508,6 +518,7 @@ class Steering:
             reason=outcome.reason[:_REASON_LENGTH],
             plan=tuple(plan),
             undoes=outcome.undoes,
+            restored=outcome.restored,
             timer=None if timer is None else timer.number,
         )
 

@@ -31,6 +31,8 @@ class Outcome:
     """What is worth knowing beyond the values; empty when nothing is."""
     undoes: str = ""
     """Id of the command that was taken back."""
+    restored: int | None = None
+    """Before which step the training is again. `None`: it goes on from where it is."""
     changed: bool = True
     """Whether anything is other than before, where readings of the settings cannot tell."""
     confirm: Callable[[], str] = lambda: ""

@@ -295,6 +295,8 @@ class Reply(Event, frozen=True, kw_only=True, tag="reply"):
     """The same of the first step with the change."""
     undoes: Name = ""
     """Of `undo`: the id of the command that was taken back."""
+    restored: Count | None = None
+    """Of what went back: before which step the training is again. `None`: it goes on from where it was."""
     timer: Count | None = None
     """Number of the timer that this command started, or that carried it out."""
 

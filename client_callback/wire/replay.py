@@ -6,7 +6,6 @@ was refused or changed nothing is not repeated, nor what a timer did by itself: 
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
@@ -18,7 +17,6 @@ from client_callback.wire.commands import SUFFIXES, Order
 from client_callback.wire.protocol import AnyEvent, Reply, RunDescription, Timer, TimersChanged
 from client_callback.wire.recording import JournalReader
 
-_RESTORED = re.compile(r"before step (\d+)")
 _SILENT = commands.TakeControl | commands.ReleaseControl | commands.ListTimers
 """What changes nothing of a training and is of no use to another."""
 _HOLDING = commands.Pause | commands.Resume
@@ -77,15 +75,6 @@ def own_answers(replies: Iterable[Reply]) -> tuple[list[Reply], list[Reply]]:
 def changed_training(reply: Reply) -> bool:
     """Whether the training is another since; what a step showed to be without effect may still have been set."""
     return reply.status == "applied" or (reply.status == "ineffective" and reply.before != reply.after)
-
-
-def restored_step(reply: Reply) -> int | None:
-    """Of a `rollback`: before which step the training is again. `None`: the answer does not say."""
-    told = reply.after.get("step")
-    if isinstance(told, int) and not isinstance(told, bool):
-        return told
-    found = _RESTORED.search(reply.reason)
-    return int(found[1]) if found else None
 
 
 class _Collection:
@@ -154,7 +143,7 @@ class _Collection:
         if to in self._names:
             return to
         answers = [reply, self._later.get(f"{reply.id}.1", reply)]
-        step = next((found for one in answers if (found := restored_step(one)) is not None), None)
+        step = next((found for one in answers if (found := one.restored) is not None), None)
         if step is None:
             self._leave_out(reply, "the recording does not tell which step it went back to")
             return None

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from client_callback.wire import commands, protocol
 from client_callback.wire.protocol import Optimizer, Reply, RunDescription, Scalar
-from client_callback.wire.replay import changed_training, restored_step
+from client_callback.wire.replay import changed_training
 from monitor.keras_code.schedules import WIDTH, schedule_call
 
 
@@ -318,7 +318,7 @@ class Conversion:
 
     def _lines_back(self, reply: Reply, to: str) -> _Code:
         """To a snapshot."""
-        step = restored_step(reply)
+        step = reply.restored
         if to in self._named:
             return self._go_back(self._named[to])
         if step is None:

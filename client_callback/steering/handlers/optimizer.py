@@ -59,6 +59,14 @@ def plan_switch(training: Training, instruction: commands.SwitchOptimizer) -> li
         return preflight.plan_exchange(training, _proposed_switch(training, old, instruction))
 
 
+def check_switch(training: Training, instruction: commands.SwitchOptimizer) -> list[PlanLine]:
+    """Raises Refused for what cannot be, without a look at the weights."""
+    old = used_optimizer(training)
+    with current_backend().state(training.model):
+        _proposed_switch(training, old, instruction)
+    return []
+
+
 def _proposed_switch(training: Training, old: Any, instruction: commands.SwitchOptimizer) -> Proposal:
     cls = optimizer_class(instruction.name)
     given = dict(instruction.arguments)
@@ -236,6 +244,7 @@ HANDLINGS: Handlings = {
     commands.SwitchOptimizer: Handling(
         carry_out=switch_optimizer,
         plan=plan_switch,
+        check=check_switch,
         subjects=frozenset({"optimizer", "rate"}),
         **_OF_THE_OPTIMIZER,
     ),
