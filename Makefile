@@ -12,14 +12,17 @@ INSTALL := python -m pip install --quiet --disable-pip-version-check
 LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 NEW_ENOUGH = $(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit(f"unstuck needs Python 3.11 or newer; $(PYTHON) is {sys.version.split()[0]}. Name another one: make setup PYTHON=python3.12")'
 
-.PHONY: demo test test-torch setup check format lock bench clean
+.PHONY: demo test test-jax test-torch setup check format lock bench clean
 
 demo: setup
 	@$(BIN)/unstuck demo
 
-# All tests on TensorFlow, then on JAX those that run on every backend.
+# Every check, and all tests on TensorFlow.
 test: check
 	@KERAS_BACKEND=tensorflow $(BIN)/$(PYTEST)
+
+# On JAX those tests that run on every backend.
+test-jax: setup
 	@KERAS_BACKEND=jax $(BIN)/$(PYTEST) -m every_backend
 
 # The same on torch, in an environment without TensorFlow and JAX.

@@ -142,7 +142,11 @@ def build(cell: Cell) -> keras.Model:
 def run_cell(name: str, folder: Path) -> dict[str, Any]:
     """The answers in order, the events of the recording that tell of them, and its series."""
     cell = CELLS[name]
-    scope = replicate() if cell.replicas else nullcontext
+    scope: Any = nullcontext
+    if cell.replicas:
+        from tests.replicated_fit import replicate  # sets how many devices there are
+
+        scope = replicate()
     with scope():
         model = build(cell)
     # What takes longest to trace anew are the statistics; one cell has them.
@@ -214,17 +218,6 @@ def look(model: keras.Model) -> Callable[[], dict[str, float]]:
         }
 
     return sums
-
-
-def replicate() -> Callable[[], Any]:
-    if BACKEND == "jax":
-        keras.distribution.set_distribution(keras.distribution.DataParallel(devices=["cpu:0", "cpu:1"]))
-        return nullcontext
-    import tensorflow as tf
-
-    halves = [tf.config.LogicalDeviceConfiguration()] * 2
-    tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], halves)
-    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope
 
 
 if __name__ == "__main__":

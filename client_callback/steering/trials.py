@@ -22,11 +22,11 @@ from client_callback.steering.handling import Handlings
 from client_callback.steering.learning_rate import set_rates
 from client_callback.steering.settings import read_settings, settings_of
 from client_callback.steering.state import State, capture, restore
-from client_callback.steering.training import Batches, Refused, Training
+from client_callback.steering.training import Batches, Refused, Training, stand_in
 from client_callback.steering.trial_runners import Runner, Surroundings, make_runner
 from client_callback.steering.trial_statistics import Interval, mean_interval, scored_steps
 from client_callback.wire.commands import Instruction
-from client_callback.wire.protocol import Event, Float64
+from client_callback.wire.protocol import Float64
 
 DIVERGED_AT = 4.0
 """Times the loss at the start, or in a range test the lowest: as in fastai's range test."""
@@ -81,7 +81,7 @@ class Bench:
         surroundings: Surroundings,
         make: Callable[[], Callable[..., Any]],
     ) -> None:
-        self.training = cast(Training, _OnTheBench(training))
+        self.training = stand_in(training, told=lambda event: False)
         self._batches = batches
         self._start = start
         self._surroundings = surroundings
@@ -203,19 +203,3 @@ def _limit(level: float) -> float:
 def _directly(change: Callable[[], None]) -> None:
     """What trains for good is not traced anew: every setting that it holds will be as it was."""
     change()
-
-
-class _OnTheBench:
-    """A training as handlers see it while it is tried: changes are made at once, and nobody is told."""
-
-    def __init__(self, training: Training) -> None:
-        self._training = training
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._training, name)
-
-    def rebuild(self, change: Callable[[], None]) -> None:
-        change()
-
-    def emit(self, event: Event) -> None:
-        pass

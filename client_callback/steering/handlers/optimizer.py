@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any
 
 from client_callback.steering import preflight
 from client_callback.steering.backends import current_backend
@@ -22,9 +22,9 @@ from client_callback.steering.optimizers import (
 from client_callback.steering.rate_control import rated_optimizers
 from client_callback.steering.settings import differences
 from client_callback.steering.switch import Proposal, Replacement, build, exchange, prepare, prepare_changed
-from client_callback.steering.training import Outcome, Training, announce_resting_state
+from client_callback.steering.training import Outcome, Training, announce_resting_state, stand_in
 from client_callback.wire import commands
-from client_callback.wire.protocol import Event, PlanLine, Scalar, StateChanged
+from client_callback.wire.protocol import PlanLine, Scalar, StateChanged
 
 _MATCH = "match"
 """As a learning rate: the one at which the new optimizer moves the weights as far as the present one does."""
@@ -217,25 +217,9 @@ def _exchange(
         announce_resting_state(training, time)
 
 
-class _Inside:
-    """A training in the middle of `rebuild`: what asks for another trace gets the one that comes anyway."""
-
-    def __init__(self, training: Training) -> None:
-        self._training = training
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._training, name)
-
-    def rebuild(self, change: Callable[[], None]) -> None:
-        change()
-
-    def emit(self, event: Event) -> None:
-        if not isinstance(event, StateChanged):
-            self._training.emit(event)
-
-
 def _inside(training: Training) -> Training:
-    return cast(Training, _Inside(training))
+    """In the middle of a `rebuild`: what asks for another trace gets the one that comes anyway."""
+    return stand_in(training, told=lambda event: not isinstance(event, StateChanged))
 
 
 _OF_THE_OPTIMIZER: dict[str, Any] = {"steps_weights": True, "of_optimizer": True}
