@@ -283,9 +283,7 @@ class Run:
     @_harmless
     def fail(self, error: BaseException) -> None:
         """Closes with what ended the training."""
-        self._recorder.drain()
-        if self._steering is not None:
-            self._steering.timers.end()
+        self._say_last()
         interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
         self._complete("interrupted" if interrupted else "failed", f"{type(error).__name__}: {error}"[:2_000])
 
@@ -300,10 +298,11 @@ class Run:
             self._link.abandon("fit ended early", last=self._say_last)
 
     def _say_last(self) -> None:
-        """What is told of a `fit` that died, from the sender's thread."""
+        """What is told of a training that died, perhaps from the sender's thread."""
         self._recorder.drain()
         if self._steering is not None:
-            self._steering.timers.end()
+            for reply in self._steering.ended_early():
+                self.emit(reply)
 
     @property
     def optimizer_used(self) -> bool:

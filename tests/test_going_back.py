@@ -17,7 +17,7 @@ from client_callback.steering.backends import current_backend
 from client_callback.steering.snapshots import MOST_PERIODIC, Snapshots
 from client_callback.steering.state import State, capture, variables_of
 from client_callback.steering.training import Refused
-from client_callback.wire.protocol import SnapshotsChanged
+from client_callback.wire.protocol import Problem, SnapshotsChanged
 from tests.steered_fit import BATCH, STEPS, SteeredFit, X, Y
 
 pytestmark = pytest.mark.every_backend
@@ -184,3 +184,55 @@ def test_a_state_holds_every_variable_and_the_hosts_random_numbers():
     weights, trainable = 4 + 4, 4 + 2
     assert len(state.values) >= weights + 1 + 2 * trainable + 2 + 2
     assert {"random", "numpy"} <= set(state.generators)
+
+
+def test_what_was_undone_is_kept_only_until_another_change_is_made():
+    _, fit = trained("plain", {2: ["lr x3"], 3: ["undo", "lr x2"], 4: ["undo", "lr x4"]}, epochs=1)
+    history = fit.steering.history
+    assert [change.text for change in history.done] == ["lr x4"] and not history.undone
+    changes = [event for event in fit.events if isinstance(event, SnapshotsChanged)][-1].snapshots
+    assert [one.reason for one in changes if one.reason] == ["lr x4"]
+
+
+def test_redo_comes_after_undo_alone():
+    model, fit = (
+        random_model(),
+        SteeredFit({2: ["lr x3", "undo", "lr x1", "redo"], 4: ["undo settings", "redo"]}),
+    )
+    model.compile(Adam(0.01), "mse")
+    model.fit(X, Y, batch_size=BATCH, shuffle=False, verbose=0, callbacks=[fit])
+    statuses = [reply.status for reply in fit.replies]
+    assert statuses == ["applied", "applied", "ineffective", "applied", "applied", "refused"]
+
+
+@pytest.mark.parametrize("memory", [1 << 30, 1 << 10])
+def test_how_far_a_step_moved_the_weights_is_measured_wherever_the_state_before_is_kept(memory):
+    model, fit = random_model(), SteeredFit({3: ["lr x3"]}, snapshot_memory=memory)
+    model.compile(Adam(0.01), "mse")
+    model.fit(X, Y, batch_size=BATCH, shuffle=False, verbose=0, callbacks=[fit])
+    (reply,) = fit.verified
+    assert reply.status == "applied" and 1e-3 < reply.update_after.value < 0.5
+
+
+def test_a_state_beyond_memory_and_disk_is_not_even_read_and_it_is_said():
+    model, fit = random_model(), SteeredFit({3: ["lr x3"], 4: ["undo", "undo settings"]}, snapshot_memory=20)
+    model.compile(Adam(0.01), "mse")
+    model.fit(X, Y, batch_size=BATCH, shuffle=False, verbose=0, callbacks=[fit])
+    assert [reply.status for reply in fit.replies] == ["applied", "refused", "applied"]
+    (problem,) = [event.what for event in fit.events if isinstance(event, Problem)]
+    assert "no snapshots are kept" in problem and "snapshot_memory is 0 MiB" in problem
+
+
+def test_what_waits_for_a_step_is_answered_when_the_training_dies():
+    model, fit = random_model(), SteeredFit({3: ["lr x3"]})
+    model.compile(Adam(0.01), "mse")
+
+    class Dies(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch: int, logs: object = None) -> None:
+            if batch == 3:
+                raise RuntimeError("enough")
+
+    with pytest.raises(RuntimeError, match="enough"):
+        model.fit(X, Y, batch_size=BATCH, shuffle=False, verbose=0, callbacks=[fit, Dies()])
+    (reply,) = fit.steering.ended_early()
+    assert reply.id == fit.replies[0].id and "ended before a step" in reply.reason

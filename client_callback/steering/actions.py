@@ -2,23 +2,31 @@
 
 The function is called on the training's thread between two batches, with the command's further words as text and,
 where it has a parameter of that name, the model as `model`. What it returns is in the answer: a text, a number, or a
-dict of these. What it changes of the model can be undone like any other change; when it raises, all is put back and
-training goes on.
+dict of these. What it changes of the model takes effect with the next step and can be undone like any other change;
+when it raises, all is put back and training goes on. `compile` is refused: it would replace the loss and the metrics
+in the middle of an epoch.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NoReturn
 
 import numpy as np
 
+from client_callback.instrument.hooks import InstanceHooks
 from client_callback.steering.backends import current_backend
+from client_callback.steering.describe import current_optimizer
+from client_callback.steering.handlers.shared import announce_optimizer
 from client_callback.steering.handling import Handling, Handlings
-from client_callback.steering.training import Outcome, Refused, Training
+from client_callback.steering.rate_control import control_of, install_controls, rated_optimizers
+from client_callback.steering.settings import Settings, compile_arguments, settings_of
+from client_callback.steering.trained_variables import follow, unbuilt_like
+from client_callback.steering.training import Outcome, Refused, Training, retrace
 from client_callback.wire import commands
 from client_callback.wire.protocol import PlanLine, Scalar
 
@@ -70,10 +78,14 @@ class UserActions:
     def _call(self, training: Training, instruction: commands.UserAction, time: float) -> Outcome:
         model = training.model
         arguments, named = self._arguments(instruction, model)
-        state = nullcontext() if model is None else current_backend().state(model)
-        with state:
-            returned = self._actions[instruction.name](*arguments, **named)
-        return Outcome(after=_told(instruction.name, returned), reason=_not_told(returned))
+        call = functools.partial(self._actions[instruction.name], *arguments, **named)
+        if model is None:
+            returned, notes = call(), []
+        else:
+            with current_backend().state(model):
+                returned, notes = _in_effect(training, instruction.name, call, time)
+        notes += [note] if (note := _not_told(returned)) else []
+        return Outcome(after=_told(instruction.name, returned), reason="; ".join(notes))
 
     def _plan(self, training: Training, instruction: commands.UserAction) -> list[PlanLine]:
         self._arguments(instruction, training.model)
@@ -107,6 +119,107 @@ class UserActions:
             return list(words), {"model": model}
         return [*words[:place], model, *words[place:]], {}
 
+
+# ── What it changes of the model ────────────────────────────────────────────────────────────────────
+
+
+def _in_effect(training: Training, name: str, call: Callable[[], Any], time: float) -> tuple[Any, list[str]]:
+    """What the function returns, and what is to be said; the next step is made with what it changed.
+
+    Inside the backend's `state`.
+    """
+    model: Any = training.model
+    made_before = vars(model).get("train_function")
+    if made_before is None:  # a loop of one's own, which holds no step that would have to be traced anew
+        return call(), []
+    optimizer, traced = current_optimizer(model), _traced(model)
+    trained = bool(model.trainable_variables)
+    with _train_function_kept(model), _optimizer_known(model, optimizer), _not_compiled_anew(model):
+        with current_backend().scope(model):
+            returned = call()
+        if trained and not model.trainable_variables:
+            raise Refused("no weights would be left to train; `pause` and `stop` hold and end the training")
+    if vars(model).get("train_function") is made_before and _traced(model) == traced:
+        return returned, []
+    retrace(training, lambda: _take_up(model, optimizer), time, name)
+    if model.optimizer is not optimizer:
+        announce_optimizer(training, time)
+    return returned, ["the train step is traced anew with what it changed"]
+
+
+def _traced(model: Any) -> Settings:
+    """Readings of what the compiled step holds."""
+    return {name: setting.read() for name, setting in settings_of(model).items() if setting.traced}
+
+
+def _take_up(model: Any, before: Any) -> None:
+    """The optimizer, maybe another than before, updates what is trainable now; raises what its update would raise."""
+    backend, optimizer = current_backend(), model.optimizer
+    if optimizer is not before:
+        arguments = compile_arguments(model)
+        if "optimizer" in arguments:
+            arguments["optimizer"] = optimizer
+        install_controls(model, optimizer)
+        if not optimizer.built and model.built:
+            with backend.scope(model):
+                optimizer.build(model.trainable_variables)
+    if optimizer is not None:
+        follow(model)
+    backend.forget_trace(model)
+    backend.forget_evaluation(model)
+    if optimizer is not None and optimizer.built:
+        backend.rehearse(model, optimizer, lambda: unbuilt_like(optimizer))
+
+
+@contextmanager
+def _train_function_kept(model: Any) -> Iterator[None]:
+    """After an error the training goes on with the step it had, which `fit` would not make again."""
+    before = model.train_function
+    try:
+        yield
+    except BaseException:
+        model.train_function = before
+        raise
+
+
+@contextmanager
+def _optimizer_known(model: Any, before: Any) -> Iterator[None]:
+    """Another optimizer may be assigned inside, but nothing else; what decided the old one's rate is off it then."""
+    try:
+        yield
+    finally:
+        assigned = getattr(model, "optimizer", None)
+        if assigned is not before and current_optimizer(model) is None:
+            model.optimizer = before
+            raise Refused(
+                f"model.optimizer was set to {assigned!r}; possible is a keras.optimizers.Optimizer"
+            )
+        if assigned is not before and before is not None:
+            for rated in rated_optimizers(before):
+                control = control_of(rated)
+                if control is not None:
+                    control.detach()
+
+
+@contextmanager
+def _not_compiled_anew(model: Any) -> Iterator[None]:
+    """Inside, `model.compile` raises Refused."""
+    hooks = InstanceHooks()
+    hooks.wrap(model, "compile", lambda _: _refuse_compile)
+    try:
+        yield
+    finally:
+        hooks.remove()
+
+
+def _refuse_compile(*_: Any, **__: Any) -> NoReturn:
+    raise Refused(
+        "compile replaces the loss and the metrics, which a fit that is under way goes on using; possible in an action: "
+        "assign model.optimizer, set layer.trainable and layers' arguments, which take effect without compile"
+    )
+
+
+# ── What it is called with, and what is told of its answer ──────────────────────────────────────────
 
 _MANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 

@@ -22,7 +22,15 @@ from client_callback.steering.settings import (
     tell_settings,
 )
 from client_callback.steering.snapshots import MOST_CHANGES, Kind, Snapshot, Snapshots
-from client_callback.steering.state import State, capture, has_variables, moved, restore, write_settings
+from client_callback.steering.state import (
+    State,
+    capture,
+    has_variables,
+    moved,
+    restore,
+    size_of,
+    write_settings,
+)
 from client_callback.steering.training import Outcome, Refused, Training, retrace
 from client_callback.wire import commands
 from client_callback.wire.protocol import OptimizerChanged, PlanLine, SnapshotsChanged
@@ -54,7 +62,7 @@ class History:
         self._begun: Snapshot | None = None
         """Of the change that is being made now."""
 
-    # ── What a transaction needs ────────────────────────────────────────────────────────────────────
+    # ── What a change needs ────────────────────────────────────────────────────────────────────
 
     def take(self, kind: Kind, *, name: str = "", reason: str = "") -> Snapshot:
         """Keeps the state as it is now.
@@ -66,7 +74,7 @@ class History:
         if current_optimizer(model) is None:
             raise Refused("there is no state to keep: this run has no model with an optimizer")
         begin = clock.perf_counter()
-        with_values = bool(self.snapshots.memory_bytes) and has_variables(model)
+        with_values = has_variables(model) and self.snapshots.can_hold(size_of(model))
         state = capture(model, self._training.step, with_values=with_values)
         snapshot = self.snapshots.add(state, kind, name=name, reason=reason)
         seconds = clock.perf_counter() - begin
@@ -90,19 +98,20 @@ class History:
         self._begun = self.take("change", reason=text)
         return self._begun
 
-    def commit(self, id_: str, text: str, before: Snapshot) -> bool:
-        """The change was made. Returns whether any setting is another now."""
+    def commit(self, id_: str, text: str, before: Snapshot, *, moved_weights: bool) -> bool:
+        """The change was made, and can be undone from now on. False: nothing is other than it was."""
         model = self._training.model
         with current_backend().state(model):
             settings = changed(before.state.settings, read_settings(model))
+        if not settings and not moved_weights:
+            self.abandon(before)
+            return False
         self.done.append(Change(id_, text, before, settings))
         self._begun = None
-        for _, after in self.undone:
-            self.snapshots.drop(after)
-        self.undone.clear()
+        self._forget_undone()
         while len(self.done) > MOST_CHANGES:
             self.snapshots.drop(self.done.pop(0).before)
-        return bool(settings)
+        return True
 
     def abandon(self, before: Snapshot) -> None:
         """The change was not made, or changed nothing."""
@@ -124,8 +133,14 @@ class History:
 
     def keep_recent(self) -> None:
         """Takes a snapshot by itself when it is time; the first is the start."""
-        if not has_variables(self._training.model) or not self.snapshots.memory_bytes:
+        model = self._training.model
+        if not has_variables(model) or not self.snapshots.memory_bytes:
             return
+        if not self.snapshots.can_hold(size := size_of(model)):
+            raise MemoryError(
+                f"a state of this training takes {size >> 20} MiB, snapshot_memory is "
+                f"{self.snapshots.memory_bytes >> 20} MiB"
+            )
         if not any(one.kind == "start" for one in self.snapshots.kept):
             self.take("start", name="start")
         elif self.snapshots.due(clock.monotonic()):
@@ -234,6 +249,7 @@ class History:
             outcome = self.revert(change.settings, time, f"undo settings of {change.text}")
             self.done.pop()
             self.snapshots.drop(change.before)
+            self._forget_undone()
             return Outcome(
                 before=outcome.before,
                 after=outcome.after,
@@ -275,6 +291,15 @@ class History:
             PlanLine(topic="does", text=f"brings back {change.text!r} with the weights of step {after.step}"),
             *self._plan_settings(after.state.settings),
         ]
+
+    def _forget_undone(self) -> None:
+        """Another change was made: what was undone before does not fit it any more."""
+        for change, after in self.undone:
+            self.snapshots.drop(change.before)
+            self.snapshots.drop(after)
+        if self.undone:
+            self.undone.clear()
+            self._announce(0.0)
 
     # ── Inside ──────────────────────────────────────────────────────────────────────────────────────
 

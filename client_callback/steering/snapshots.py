@@ -1,11 +1,12 @@
 """The states of a training that can be gone back to, within a budget of host memory and then of disk.
 
 Kept are the start, what the user named, the state before each change (for `undo`), and recent ones taken now and
-then, the fewer the longer ago. Called by the transaction and the handlers, between batches on the training's thread.
+then, the fewer the longer ago. Called by `history`, between batches on the training's thread.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from dataclasses import dataclass, replace
@@ -13,9 +14,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import psutil
 
 from client_callback.steering.state import State, Values
 from client_callback.steering.training import Refused
+from client_callback.wire import runs
 from client_callback.wire.protocol import SnapshotKept
 
 MEMORY_BYTES = 1 << 30
@@ -90,6 +93,10 @@ class Snapshots:
         self._thin()
         self._fit_budget()
         return snapshot
+
+    def can_hold(self, nbytes: int) -> bool:
+        """Whether one more state of that size could be kept at all."""
+        return bool(self.memory_bytes) and nbytes <= (1 + DISK_FACTOR) * self.memory_bytes
 
     def find(self, to: str, but: Snapshot | None = None) -> Snapshot:
         """`start`, `last`, a name, or the newest at or before a step; never `but`.
@@ -201,7 +208,7 @@ class Snapshots:
             return
         try:
             if self._folder is None:
-                self._folder = Path(tempfile.mkdtemp(prefix="snapshots-", dir=self._parent))
+                self._folder = _make_folder(self._parent)
             self._files += 1
             file = self._folder / f"{self._files}.values"
             _write(file, snapshot.state)
@@ -222,6 +229,17 @@ class Snapshots:
             snapshot.file.unlink(missing_ok=True)
             snapshot.file = None
         return False
+
+
+def _make_folder(parent: Path | None) -> Path:
+    """For this process alone; what killed ones of this machine have left behind is removed."""
+    parent = parent or Path(tempfile.gettempdir())
+    prefix = f"snapshots-{runs.host_name()}-"
+    for left in parent.glob(f"{prefix}*-*"):
+        pid = left.name.removeprefix(prefix).split("-")[0]
+        if pid.isdecimal() and not psutil.pid_exists(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=parent))
 
 
 def _shapes_only(values: Values) -> Values:

@@ -3,7 +3,7 @@
 What is kept: every variable of the model, its metrics, its optimizer and what decides its rate (so weights, moments,
 loss scale, schedule position, running metrics, seeds of layers), every setting that a command can change, and the
 host's random generators. What cannot be kept is the data: an iterator goes on where it is. `snapshots` keeps several
-of these, `transaction` takes one before each change, `trials` one for all candidates.
+of these, `steering` takes one before each change, `trials` one for all candidates.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from client_callback.steering.backends import current_backend
 from client_callback.steering.describe import current_optimizer
 from client_callback.steering.rate_control import control_of, rated_optimizers
 from client_callback.steering.settings import Settings, changed, read_settings, settings_of
-from client_callback.steering.trained_variables import kept_variables
+from client_callback.steering.trained_variables import begin_anew, kept_variables
 
 Values = dict[int, npt.NDArray[Any]]
 """Id of a variable → a copy of its value, as `Backend.host` makes it."""
@@ -53,11 +53,20 @@ def has_variables(model: Any | None) -> bool:
     return model is not None and bool(model.built) and current_optimizer(model) is not None
 
 
+def size_of(model: Any) -> int:
+    """Bytes that the values of a state take, without reading them."""
+    sizes = (int(np.prod(v.shape)) * np.dtype(_numpy_type(v.dtype)).itemsize for v in variables_of(model))
+    return sum(sizes)
+
+
+def _numpy_type(dtype: str) -> str:
+    """Of the same size, for types that numpy lacks."""
+    return "uint16" if dtype == "bfloat16" else "uint8" if dtype.startswith("float8") else dtype
+
+
 def capture(model: Any, step: int, *, with_values: bool = True) -> State:
     """A copy of everything, or of the settings alone; waits for the device."""
     with current_backend().state(model):
-        if with_values:
-            _build_optimizer(model)
         variables = tuple(variables_of(model)) if with_values else ()
         host = current_backend().host
         values = {id(variable): host(variable) for variable in variables}
@@ -166,14 +175,6 @@ def _global_seed() -> list[Any]:
     return [] if generator is None else [generator.state]
 
 
-def _build_optimizer(model: Any) -> None:
-    """Keras would with the first update; then nothing could have been kept before."""
-    optimizer = model.optimizer
-    if not optimizer.built:
-        with current_backend().scope(model):
-            optimizer.build(model.trainable_variables)
-
-
 def _set_values(model: Any, values: Values) -> None:
     write = current_backend().set_from_host
     later = []
@@ -183,10 +184,12 @@ def _set_values(model: Any, values: Values) -> None:
         else:
             later.append(variable)
     _set_back(model, later)
+    if current_optimizer(model) is not None:
+        begin_anew(model, later)
 
 
 def _set_back(model: Any, later: list[Any]) -> None:
-    """Variables that did not exist then are metrics', made with the first batch: they began as `reset_state` does."""
+    """Metrics' variables that did not exist then were made with the first batch: they began as `reset_state` does."""
     ids = {id(variable) for variable in later}
     for metric in model.metrics:
         if any(id(variable) in ids for variable in metric.variables):

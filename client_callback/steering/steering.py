@@ -216,6 +216,13 @@ class Steering:
         self._set_attention()
         return replies
 
+    def ended_early(self) -> list[Reply]:
+        """The training died: ends the timers, and returns the answers that no step will complete."""
+        self.timers.end()
+        waiting, self._waiting = self._waiting, []
+        why = "the training ended before a step could show its effect"
+        return [msgspec.structs.replace(one.reply, reason=_joined(one.reply.reason, why)) for one in waiting]
+
     def epoch_began(self) -> None:
         """The next step is the first of another epoch."""
         self._rates.epoch_began()
@@ -317,10 +324,8 @@ class Steering:
         self, reply: Reply, handling: Handling, before: Snapshot, outcome: Outcome, *, moves_weights: bool
     ) -> Reply:
         """The change was made: it can be undone from now on, unless nothing is other than it was."""
-        different = self.history.commit(reply.id, reply.text, before)
-        if not different and not (moves_weights and outcome.changed):
-            self.history.done.pop()
-            self.history.abandon(before)
+        moved = moves_weights and outcome.changed
+        if not self.history.commit(reply.id, reply.text, before, moved_weights=moved):
             reason = _joined("it was so already", reply.reason)
             return msgspec.structs.replace(reply, status="ineffective", reason=reason)
         reply = msgspec.structs.replace(reply, update_before=self._training.sampled_update)
@@ -328,16 +333,20 @@ class Steering:
             wanted = outcome.after.get("learning_rate") if "rate" in handling.subjects else None
             rate = float(wanted) if isinstance(wanted, int | float) else None
             model = self._training.model
-            weights = {} if moves_weights else weights_of(model, before.state)
-            self._waiting.append(Verification(reply, weights or weights_now(model), rate, outcome.confirm))
+            known = not moves_weights and before.file is None
+            weights = weights_of(model, before.state) if known else weights_now(model)
+            self._waiting.append(Verification(reply, weights, rate, outcome.confirm))
             self.attention_at = 0
         return reply
 
     def _supersede(self, handling: Handling, order: commands.Order) -> None:
         """The next step shows this change, and no longer what one before it at the same step had asked for."""
-        if handling.subjects or isinstance(order.instruction, _OF_ITS_MOMENT):
-            for waiting in self._waiting:
-                waiting.wanted_rate, waiting.confirm = None, lambda: ""
+        goes_back = bool(order.origin) or isinstance(order.instruction, _OF_ITS_MOMENT)
+        for waiting in self._waiting:
+            if goes_back or handling.subjects & {"rate", "optimizer"}:
+                waiting.wanted_rate = None
+            if goes_back or handling.subjects & {"loss", "layers"}:
+                waiting.confirm = lambda: ""
 
     # ── Timers ──────────────────────────────────────────────────────────────────────────────────────
 

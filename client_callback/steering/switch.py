@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import keras
+from keras.src.utils.naming import to_snake_case
 
 from client_callback.steering.backends import current_backend
 from client_callback.steering.carrying import Moments, carry_over
 from client_callback.steering.learning_rate import read_rate
-from client_callback.steering.optimizers import CLIPPING, command_name
+from client_callback.steering.optimizers import CLIPPING, command_name, optimizer_catalogue
 from client_callback.steering.rate_control import (
     RateControl,
     control_of,
@@ -119,6 +120,8 @@ def prepare(model: Any, old: Any, cls: type, arguments: Mapping[str, Scalar]) ->
     inner = _exchangeable(old)
     _check_fitting(model, old, arguments)
     config = {**_surroundings(inner, arguments), **_rate(inner, arguments), **arguments}
+    if "name" in optimizer_catalogue().get(cls.__name__.lower(), ()):
+        config.setdefault("name", to_snake_case(cls.__name__))  # Keras would number the ones made on the way
     keeps_rate = "learning_rate" not in arguments and deciding_schedule(inner) is not None
     new = _made(model, lambda: cls(**config), cls.__name__.lower())
     return Proposal(model, old, new, lambda: cls(**config), "fresh", keeps_rate)

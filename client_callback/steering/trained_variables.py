@@ -171,6 +171,47 @@ def kept_of(model: Any, variables: list[Any]) -> list[Kept]:
     return found
 
 
+def begin_anew(model: Any, variables: Iterable[Any]) -> None:
+    """Those of its optimizer's variables that are among these are as they were when made; inside the backend's `state`.
+
+    Raises:
+        Refused: it cannot be told what they began with; nothing was changed.
+    """
+    wanted = {id(v) for v in variables}
+    optimizer = model.optimizer
+    pairs: list[tuple[Any, Any]] = []
+    for rated in rated_optimizers(optimizer):
+        if rated.built and any(id(v) in wanted for v in (*rated.variables, *kept_variables(rated))):
+            pairs += _beginnings(model, rated)
+    current_backend().copy([(mine, initial) for mine, initial in pairs if id(mine) in wanted])
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer) and optimizer.built:
+        for mine, value in ((optimizer.step_counter, 0), (optimizer.dynamic_scale, optimizer.initial_scale)):
+            if id(mine) in wanted:
+                mine.assign(value)
+
+
+def _beginnings(model: Any, rated: Any) -> Iterator[tuple[Any, Any]]:
+    """(what an optimizer keeps, a variable with the value that this had when it was made); its rate apart."""
+    roster = _roster(rated)
+    with current_backend().scope(model):
+        template = unbuilt_like(rated)
+        template.build(roster.variables)
+    slots = _find_slots(template, len(roster.variables))
+    for name, kept in roster.slots.items():
+        made = roster.variables if _begins_with_weight(rated, name) else slots.get(name, ())
+        for mine, initial in zip(kept, made, strict=False):
+            if mine is not None and initial is not None:
+                yield mine, initial
+    for name, initial in vars(template).items():
+        mine = vars(rated).get(name)
+        if (
+            isinstance(initial, keras.Variable)
+            and isinstance(mine, keras.Variable)
+            and name != "_learning_rate"
+        ):
+            yield mine, initial
+
+
 def _begins_with_weight(optimizer: Any, name: str) -> bool:
     schedule_free = type(optimizer).__name__ == "ScheduleFreeAdamW"
     return name == _AVERAGES or (schedule_free and name == "_momentums")
