@@ -31,6 +31,7 @@ from client_callback import MonitorCallback
 from client_callback.wire import protocol
 from monitor import sending
 from tests.recorded import of_kind, series
+from tests.two_devices import replicate
 
 BACKEND = keras.backend.backend()
 EXAMPLES, BATCH = 8_192, 8
@@ -142,11 +143,7 @@ def build(cell: Cell) -> keras.Model:
 def run_cell(name: str, folder: Path) -> dict[str, Any]:
     """The answers in order, the events of the recording that tell of them, and its series."""
     cell = CELLS[name]
-    scope: Any = nullcontext
-    if cell.replicas:
-        from tests.replicated_fit import replicate  # sets how many devices there are
-
-        scope = replicate()
+    scope = replicate() if cell.replicas else nullcontext
     with scope():
         model = build(cell)
     # What takes longest to trace anew are the statistics; one cell has them.

@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
@@ -19,18 +17,7 @@ import keras
 import numpy as np
 
 from tests.steered_fit import BACKEND, BATCH, SteeredFit, X, Y, dense_model
-
-
-def replicate() -> Callable[[], AbstractContextManager[object]]:
-    """Two devices; models are made inside of what this returns."""
-    if BACKEND == "jax":
-        keras.distribution.set_distribution(keras.distribution.DataParallel(devices=["cpu:0", "cpu:1"]))
-        return nullcontext
-    import tensorflow as tf
-
-    halves = [tf.config.LogicalDeviceConfiguration()] * 2
-    tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], halves)
-    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope
+from tests.two_devices import replicate
 
 
 def spread(variables: list) -> float:

@@ -40,7 +40,11 @@ ELSE: dict[str, dict[str, tuple[str, str]]] = {
 """The same of single cells."""
 if BACKEND == "tensorflow":
     impossible = ("refused", "Keras cannot accumulate gradients on several replicas")
-    ELSE["replicas"] = {**_UNCOUNTED, "accumulate 2": impossible, "accumulate 1": impossible}
+    ELSE["replicas"] = {
+        **_UNCOUNTED,
+        "accumulate 2": impossible,
+        "accumulate 1": ("ineffective", "so already"),
+    }
 
 
 @pytest.fixture(scope="module", params=[name for name, cell in CELLS.items() if BACKEND in cell.backends])

@@ -494,6 +494,25 @@ def test_undo_leaves_a_training_as_if_nothing_had_been_sent(name: str):
     assert len(made.optimizer.variables) == len(twin.optimizer.variables)
 
 
+BEGUN_ANEW: dict[str, tuple[Callable[[], keras.optimizers.Optimizer], str]] = {
+    "moments": (lambda: Adam(0.01), "unfreeze first"),
+    "averages": (lambda: Adam(0.01, use_ema=True, ema_overwrite_frequency=3), "unfreeze first"),
+    "scaled": (lambda: LossScaleOptimizer(Adam(0.01), initial_scale=8.0), "unfreeze first"),
+    "before the first step": (lambda: keras.optimizers.Nadam(0.01), "freeze second"),
+}
+
+
+@pytest.mark.parametrize("name", BEGUN_ANEW)
+def test_nothing_is_left_of_an_undone_training_in_what_the_optimizer_came_to_keep_in_it(name: str):
+    make, command = BEGUN_ANEW[name]
+    first = 0 if name == "before the first step" else STEPS
+    again = {first: [command], first + STEPS: ["undo", command]}
+    made, fit = steered(make(), again, model=frozen_from_the_start(), epochs=3 if first else 2)
+    assert {reply.status for reply in fit.replies} == {"applied"}, fit.replies
+    twin, _ = steered(make(), {first: [command]}, model=frozen_from_the_start(), epochs=2 if first else 1)
+    assert_equal_weights(made, twin)
+
+
 @not_compiled
 def test_what_was_frozen_for_some_steps_is_trained_again_by_the_optimizer_of_then():
     weights = Weights()

@@ -380,6 +380,81 @@ def test_an_action_that_raises_has_failed_and_everything_is_as_it_was():
         np.testing.assert_array_equal(one, other)
 
 
+def freezes(model, and_raises=""):
+    model.layers[0].trainable = False
+    if and_raises:
+        raise ValueError("no display")
+
+
+def switches(model, name="sgd", and_raises=""):
+    made = {"sgd": SGD(0.0), "adam": Adam(ExponentialDecay(0.05, 9, 0.5)), "none": None, "text": "adam"}
+    model.optimizer = made[name]
+    if and_raises:
+        raise ValueError("no display")
+
+
+TRACED = {
+    "freezes": freezes,
+    "switches": switches,
+    "freezes-all": lambda model: setattr(model, "trainable", False),
+    "compiles": lambda model: model.compile(Adam(0.01), "mae", metrics=["mse"]),
+}
+
+
+class Moved(keras.callbacks.Callback):
+    """Of each step: whether it moved the first layer, and the last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[list[np.ndarray]] = []
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.kept.append(self.model.get_weights())
+
+    def __getitem__(self, step: int) -> tuple[bool, bool]:
+        before, after = self.kept[step : step + 2]
+        return not np.array_equal(before[0], after[0]), not np.array_equal(before[2], after[2])
+
+
+def acted(script: dict[int, list[str]], **fit) -> tuple[keras.Model, list[Reply], Moved]:
+    """A fit whose step is compiled, and which starts with a control on its rate."""
+    model, moved, monitor = (
+        compiled(SGD(ExponentialDecay(0.05, 9, 0.5))),
+        Moved(),
+        SteeredFit(script, actions=TRACED),
+    )
+    model.fit(X, Y, batch_size=BATCH, epochs=2, shuffle=False, verbose=0, callbacks=[monitor, moved], **fit)
+    return model, monitor.replies, moved
+
+
+def test_what_an_action_changes_of_the_compiled_step_takes_effect_and_is_undone():
+    script = {2: ["freezes"], 4: ["undo"], 6: ["switches"], 8: ["undo"], 10: ["switches adam", "freezes"]}
+    model, found, moved = acted({**script, 14: ["undo", "redo"]})
+    assert {reply.status for reply in found} == {"applied"}, found
+    both, neither, last = (True, True), (False, False), (False, True)
+    assert [moved[step] for step in (1, 2, 4, 6, 8, 10, 14)] == [both, last, both, neither, both, last, last]
+    assert (
+        isinstance(model.optimizer, Adam) and model.get_compile_config()["optimizer"]["class_name"] == "Adam"
+    )
+
+
+def test_an_action_that_cannot_take_effect_leaves_the_training_as_it_was():
+    expected = {
+        "compiles": "refused: compile replaces the loss",
+        "freezes-all": "refused: no weights would be left",
+        "switches none": "refused: model.optimizer was set to None",
+        "switches text": "refused: model.optimizer was set to 'adam'",
+        "freezes yes": "failed: everything is as it was before: ValueError: no display",
+        "switches adam yes": "failed: everything is as it was before: ValueError: no display",
+    }
+    model, found, _ = acted({3: list(expected)}, validation_data=VALIDATION)
+    for reply in found:
+        assert f"{reply.status}: {reply.reason}".startswith(expected[reply.text])
+    assert len(found) == len(expected) and isinstance(model.optimizer, SGD)
+    for one, other in zip(model.get_weights(), acted({})[0].get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_without_a_model_actions_work_and_there_is_nothing_to_undo():
     with Run("own", actions={"render": lambda: 7}) as run:
         run._link._take_command(Command(id="a", text="render"))

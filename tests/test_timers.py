@@ -329,6 +329,99 @@ def test_a_command_without_its_moment(text, short):
     assert without_suffixes(text, "at", "when") == short
 
 
+@pytest.mark.parametrize(
+    ("script", "rates"),
+    [
+        ({2: ["lr x0.5 for 4 steps"], 4: ["set momentum=0.5"]}, "1, 1, .5, .5, .5, .5, 1"),
+        ({2: ["lr x0.5 for 4 steps"], 4: ["accumulate 2"]}, "1, 1, .5, .5, .5, .5, 1"),
+        ({2: ["lr x0.5 over 1 steps for 4 steps"], 4: ["set momentum=0.5"]}, "1, 1, 1, .5, .5, .5, 1"),
+        ({2: ["lr x0.5 for 4 steps"], 3: ["lr 0.03125 over 2 steps"]}, "1, 1, .5, .5, .5, .5, 1"),
+        ({2: ["lr x0.5 for 4 steps"], 3: ["lr 0.03125 hold"]}, "1, 1, .5"),
+        ({2: ["lr x0.5 for 4 steps"], 4: ["optimizer adam learning_rate=0.03125"]}, "1, 1, .5"),
+        ({2: ["optimizer adam learning_rate=0.5 for 4 steps"], 4: ["lr 1"]}, "1, 1, 8, 8, 16, 16, 1"),
+        ({0: ["lr 0.5625 over 8 steps"], 2: ["accumulate 2 for 4 steps"]}, "1, 2, 3, 4, 5, 6, 7, 8, 9"),
+        (
+            {0: ["lr 0.5625 over 8 steps"], 3: ["accumulate 2"], 6: ["undo settings"]},
+            "1, 2, 3, 4, 5, 6, 7, 8, 9",
+        ),
+        ({2: ["lr x0.5 for 4 steps"], 3: ["undo"], 5: ["redo"]}, "1, 1, .5, 1, 1, .5, .5, .5, 1"),
+        (
+            {1: ["snapshot a"], 2: ["lr x0.5 for 4 steps"], 3: ["rollback a"], 5: ["undo"]},
+            "1, 1, .5, 1, 1, .5, .5, .5, 1",
+        ),
+        ({2: ["lr x0.5 for 4 steps"], 4: ["set momentum=0.5"], 7: ["undo"]}, "1, 1, .5, .5, .5, .5, 1, .5"),
+        (
+            {2: ["lr x0.5 for 4 steps"], 4: ["set momentum=0.5"], 7: ["undo", "undo"]},
+            "1, 1, .5, .5, .5, .5, 1, .5, .5, 1",
+        ),
+        ({1: ["optimizer adam"], 2: ["lr x0.5 from start for 2 steps"]}, "1, .016, .5, .5, 1"),
+    ],
+    ids=[
+        "other momentum",
+        "accumulating",
+        "the same of a ramp",
+        "a ramp to the same",
+        "held",
+        "another class of optimizer",
+        "another rate of what goes",
+        "accumulating for a time in a ramp",
+        "accumulating in a ramp undone",
+        "undone and redone",
+        "a rollback undone",
+        "its end undone",
+        "its end and what came in between undone",
+        "after going back",
+    ],
+)
+@not_compiled
+def test_what_comes_in_between_leaves_to_the_timer_what_it_does_not_set(script, rates):
+    """`rates`: as above."""
+    _, fit = quick(0.0625, script, read_rates=True)
+    expected = [0.0625 * float(rate) for rate in rates.split(",")]
+    expected += expected[-1:] * (2 * STEPS - len(expected))
+    assert fit.rates == pytest.approx(expected, rel=1e-5)
+
+
+@not_compiled
+def test_values_of_layers_are_set_back_whatever_optimizer_there_is():
+    script = {2: ["freeze first for 4 steps"], 4: ["optimizer adam"]}
+    model, fit = quick(0.1, script, model=named())
+    assert answers(fit)["c0.end"].after == {"first.trainable": True}
+    assert model.optimizer.name == "adam" and model.layers[0].trainable
+
+
+@pytest.mark.parametrize(
+    ("script", "of", "told"),
+    [
+        ({2: ["lr x0.5 for 4 steps"], 3: ["lr 0.03125 hold"]}, "c1", "will not set back learning_rate"),
+        (
+            {2: ["lr x0.5 for 4 steps"], 4: ["optimizer adam learning_rate=0.03125"]},
+            "c1",
+            "will not set back learning_rate",
+        ),
+        ({2: ["lr x0.5 for 4 steps"], 3: ["undo"], 5: ["redo"]}, "c2", "set back before step 8 (timer 1)"),
+        ({2: ["lr x0.5 for 2 steps"], 5: ["undo"]}, "c1", "without its timer, it stays until undone"),
+        (
+            {2: ["lr x0.5 for 4 steps"], 3: ["snapshot a"], 7: ["rollback a"]},
+            "c2",
+            "learning_rate is as timer 1 (lr x0.5 for 4 steps) had set it, without its timer",
+        ),
+    ],
+    ids=["held", "another optimizer", "redone", "its end undone", "rollback"],
+)
+@not_compiled
+def test_what_becomes_of_a_timer_is_told(script, of, told):
+    _, fit = quick(0.0625, script)
+    assert told in answers(fit)[of].reason
+
+
+@not_compiled
+def test_a_rate_that_goes_with_its_optimizer_is_not_told_to_stay():
+    _, fit = quick(0.0625, {2: ["optimizer adam for 4 steps"], 4: ["lr 0.03"]})
+    assert "will not" not in answers(fit)["c1"].reason
+    assert "stays" not in answers(fit)["c0.end"].reason.replace("weights stay", "")
+
+
 # ── Guards ────────────────────────────────────────────────────────────────────────────────────────
 
 

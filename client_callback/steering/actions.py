@@ -80,12 +80,12 @@ class UserActions:
         arguments, named = self._arguments(instruction, model)
         call = functools.partial(self._actions[instruction.name], *arguments, **named)
         if model is None:
-            returned, notes = call(), []
+            returned, note = call(), ""
         else:
             with current_backend().state(model):
-                returned, notes = _in_effect(training, instruction.name, call, time)
-        notes += [note] if (note := _not_told(returned)) else []
-        return Outcome(after=_told(instruction.name, returned), reason="; ".join(notes))
+                returned, note = _in_effect(training, instruction.name, call, time)
+        reason = "; ".join(part for part in (note, _not_told(returned)) if part)
+        return Outcome(after=_told(instruction.name, returned), reason=reason)
 
     def _plan(self, training: Training, instruction: commands.UserAction) -> list[PlanLine]:
         self._arguments(instruction, training.model)
@@ -123,7 +123,7 @@ class UserActions:
 # ── What it changes of the model ────────────────────────────────────────────────────────────────────
 
 
-def _in_effect(training: Training, name: str, call: Callable[[], Any], time: float) -> tuple[Any, list[str]]:
+def _in_effect(training: Training, name: str, call: Callable[[], Any], time: float) -> tuple[Any, str]:
     """What the function returns, and what is to be said; the next step is made with what it changed.
 
     Inside the backend's `state`.
@@ -131,20 +131,20 @@ def _in_effect(training: Training, name: str, call: Callable[[], Any], time: flo
     model: Any = training.model
     made_before = vars(model).get("train_function")
     if made_before is None:  # a loop of one's own, which holds no step that would have to be traced anew
-        return call(), []
-    optimizer, traced = current_optimizer(model), _traced(model)
+        return call(), ""
+    optimizer, traced = getattr(model, "optimizer", None), _traced(model)
     trained = bool(model.trainable_variables)
     with _train_function_kept(model), _optimizer_known(model, optimizer), _not_compiled_anew(model):
-        with current_backend().scope(model):
+        with _flags_in_layers(model), current_backend().scope(model):
             returned = call()
         if trained and not model.trainable_variables:
             raise Refused("no weights would be left to train; `pause` and `stop` hold and end the training")
     if vars(model).get("train_function") is made_before and _traced(model) == traced:
-        return returned, []
+        return returned, ""
     retrace(training, lambda: _take_up(model, optimizer), time, name)
     if model.optimizer is not optimizer:
         announce_optimizer(training, time)
-    return returned, ["the train step is traced anew with what it changed"]
+    return returned, "the train step is traced anew with what it changed"
 
 
 def _traced(model: Any) -> Settings:
@@ -154,8 +154,8 @@ def _traced(model: Any) -> Settings:
 
 def _take_up(model: Any, before: Any) -> None:
     """The optimizer, maybe another than before, updates what is trainable now; raises what its update would raise."""
-    backend, optimizer = current_backend(), model.optimizer
-    if optimizer is not before:
+    backend, optimizer = current_backend(), current_optimizer(model)
+    if optimizer is not None and optimizer is not before:
         arguments = compile_arguments(model)
         if "optimizer" in arguments:
             arguments["optimizer"] = optimizer
@@ -189,16 +189,26 @@ def _optimizer_known(model: Any, before: Any) -> Iterator[None]:
         yield
     finally:
         assigned = getattr(model, "optimizer", None)
-        if assigned is not before and current_optimizer(model) is None:
+        known = assigned is before or current_optimizer(model) is not None
+        if not known:
             model.optimizer = before
-            raise Refused(
-                f"model.optimizer was set to {assigned!r}; possible is a keras.optimizers.Optimizer"
-            )
-        if assigned is not before and before is not None:
+        elif assigned is not before and before is not None:
             for rated in rated_optimizers(before):
                 control = control_of(rated)
                 if control is not None:
                     control.detach()
+    if not known:
+        raise Refused(f"model.optimizer was set to {assigned!r}; possible is a keras.optimizers.Optimizer")
+
+
+@contextmanager
+def _flags_in_layers(model: Any) -> Iterator[None]:
+    """`model.trainable = False` inside freezes each layer, which can be undone; the flag of the model is no setting."""
+    before = model._trainable
+    try:
+        yield
+    finally:
+        model._trainable = model._trainable or before
 
 
 @contextmanager
@@ -214,7 +224,7 @@ def _not_compiled_anew(model: Any) -> Iterator[None]:
 
 def _refuse_compile(*_: Any, **__: Any) -> NoReturn:
     raise Refused(
-        "compile replaces the loss and the metrics, which a fit that is under way goes on using; possible in an action: "
+        "compile replaces the loss and the metrics, which a fit goes on using; possible in an action: "
         "assign model.optimizer, set layer.trainable and layers' arguments, which take effect without compile"
     )
 

@@ -76,10 +76,10 @@ def go_on_with(present: Any, earlier: Any) -> None:
     if _cannot_carry(present, earlier):
         return
     inner, old_inner = rated_optimizers(present)[0], rated_optimizers(earlier)[0]
-    alike = type(inner) is type(old_inner)
-    carry_over(present, earlier, "carried" if alike else "own")
+    same_class = alike(present, earlier)
+    carry_over(present, earlier, "carried" if same_class else "own")
     rates = (old_inner._learning_rate, inner._learning_rate)
-    if alike and all(map(is_variable, rates)):
+    if same_class and all(map(is_variable, rates)):
         current_backend().copy([rates])
 
 
@@ -99,6 +99,16 @@ def _cannot_carry(present: Any, earlier: Any) -> bool:
     several = keras.optimizers.MultiOptimizer
     unbuilt = not present.built or not earlier.built
     return present is earlier or unbuilt or isinstance(present, several) or isinstance(earlier, several)
+
+
+def brings_its_rate(present: Any, earlier: Any) -> bool:
+    """Whether an earlier optimizer that takes over again does so at its own rate, and not at the present one."""
+    return present is not earlier and (_cannot_carry(present, earlier) or not alike(present, earlier))
+
+
+def alike(one: Any, other: Any) -> bool:
+    """Whether two optimizers are of the same class, loss scaling apart."""
+    return list(map(type, rated_optimizers(one))) == list(map(type, rated_optimizers(other)))
 
 
 def carried_batches(inner: Any, new_length: int | None) -> tuple[int, int]:

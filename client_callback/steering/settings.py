@@ -22,12 +22,14 @@ from client_callback.steering.optimizers import command_name
 from client_callback.steering.plateau import NAME as PLATEAU
 from client_callback.steering.plateau import Standing, plateau_rule, put_rule
 from client_callback.steering.rate_control import (
+    VARIABLE_DECIDES,
     RateControl,
     control_of,
     exact,
     is_variable,
     rated_optimizers,
     schedule_name,
+    updates,
 )
 from client_callback.steering.trained_variables import follow, trained_variables
 from client_callback.wire.protocol import Scalar
@@ -122,15 +124,18 @@ class OptimizerSetting:
 class Rates:
     """What the rate was set to, apart from where a schedule or a ramp has got to."""
 
-    numbers: tuple[float, ...]
-    """Of each rated optimizer its variable, and its control's: override, multiplier, ramp."""
+    numbers: tuple[dict[str, float], ...]
+    """Of each rated optimizer its variable `rate`, and its control's by their names."""
     held: tuple[bool, ...]
-    """Of each control."""
+    """Of each rated optimizer."""
     plateau: Standing | None
     """The rule that reduces the rate between epochs."""
     goal: tuple[object, ...] = field(default=(), compare=False)
     """Where all this leads to without another command: the same while a ramp is under way and after, and for a rule
     whatever it reduces."""
+    begun: tuple[tuple[Any, int, int], ...] = field(default=(), compare=False)
+    """Each rated optimizer, the step of its own at which its ramp began, and its step then. Not compared: an
+    optimizer that takes over counts otherwise, and the ramp goes on where it is."""
 
 
 class RateSetting:
@@ -143,22 +148,25 @@ class RateSetting:
 
     def read(self) -> Rates:
         """As they are."""
-        numbers = tuple(exact(variable) for variable in self._variables())
-        rule = plateau_rule(self._model)
-        held = tuple(control.held for control in self._controls())
         rated = rated_optimizers(self._model.optimizer)
+        numbers = tuple({name: exact(v) for name, v in _rate_variables(one).items()} for one in rated)
+        controls = [control_of(one) for one in rated]
+        held = tuple(control is not None and control.held for control in controls)
+        begun = tuple(
+            (one, int(exact(control.ramp_begin)) if control and control.ramps else 0, updates(one))
+            for one, control in zip(rated, controls, strict=True)
+        )
+        rule = plateau_rule(self._model)
         goal = tuple(map(rate_goal, rated)) if rule is None else (rule,)
-        return Rates(numbers, held, None if rule is None else rule.standing(), goal)
+        return Rates(numbers, held, None if rule is None else rule.standing(), goal, begun)
 
     def write(self, value: Rates) -> None:
-        """Assigns those variables; another optimizer's stay as they are."""
-        variables = list(self._variables())
-        if len(variables) == len(value.numbers):
-            for variable, number in zip(variables, value.numbers, strict=True):
-                variable.assign(number)
-        controls = list(self._controls())
-        if len(controls) == len(value.held):
-            for control, held in zip(controls, value.held, strict=True):
+        """Assigns those variables; of a control that was not there then, so that the optimizer's own rate decides."""
+        rated = rated_optimizers(self._model.optimizer)
+        for one, numbers, held, begun in zip(rated, value.numbers, value.held, value.begun, strict=False):
+            _write_rate(one, numbers, begun)
+            control = control_of(one)
+            if control is not None:
                 control.held = held
         put_rule(self._model, None if value.plateau is None else value.plateau.rule)
         if value.plateau is not None:
@@ -181,18 +189,30 @@ class RateSetting:
             if control is not None:
                 yield control
 
-    def _variables(self) -> Iterator[Any]:
-        for rated in rated_optimizers(self._model.optimizer):
-            control = control_of(rated)
-            if is_variable(rated._learning_rate):
-                yield rated._learning_rate
-            if control is not None:
-                yield control.override
-                yield control.multiplier
-                if control.ramps:
-                    yield control.ramp_start
-                    yield control.ramp_begin
-                    yield control.ramp_steps
+
+def _rate_variables(rated: Any) -> dict[str, Any]:
+    """What decides the rate of one optimizer, by name, apart from when its ramp began."""
+    control = control_of(rated)
+    found = {"rate": rated._learning_rate} if is_variable(rated._learning_rate) else {}
+    if control is not None:
+        found |= {"override": control.override, "multiplier": control.multiplier}
+        if control.ramps:
+            found |= {"start": control.ramp_start, "steps": control.ramp_steps}
+    return found
+
+
+def _write_rate(rated: Any, numbers: Mapping[str, float], begun: tuple[Any, int, int]) -> None:
+    """Sets one optimizer's rate as it was read, there or of another optimizer and with another control."""
+    variables, control = _rate_variables(rated), control_of(rated)
+    if "rate" in variables and "override" not in variables and numbers.get("override", 0) > 0:
+        numbers = {"rate": numbers["override"]}
+    absent = {"override": VARIABLE_DECIDES, "multiplier": 1.0, "steps": 0}
+    for name, variable in variables.items():
+        if name in numbers or name in absent:
+            variable.assign(numbers.get(name, absent.get(name)))
+    if control is not None and control.ramps and "steps" in numbers:
+        of, begin, then = begun
+        control.ramp_begin.assign(begin if of is rated else begin - then + updates(rated))
 
 
 class TrainableSetting:

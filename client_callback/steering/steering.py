@@ -35,7 +35,7 @@ from client_callback.steering.rate_control import (
 )
 from client_callback.steering.rate_keeping import RateKeeping
 from client_callback.steering.running_fit import RunningFit
-from client_callback.steering.settings import Settings, differences, tell_settings
+from client_callback.steering.settings import Settings, differences, read_settings, tell_settings
 from client_callback.steering.snapshots import MEMORY_BYTES, Snapshot, Snapshots
 from client_callback.steering.timers import RunningTimer, Timers, without_suffixes
 from client_callback.steering.training import Outcome, Refused, Training
@@ -90,6 +90,8 @@ class Steering:
         }
         self._rates = RateKeeping(training)
         self._waiting: list[Verification] = []
+        self._origin: Settings = {}
+        """After the first part of a change that goes back to an earlier state."""
         self.attention_at = 0
         """The step before which `tick` wants to be called, at the latest. Read on the hot path."""
 
@@ -275,8 +277,12 @@ class Steering:
             reply = self._reply(command, time, outcome, timer=timer)
             self._supersede(handling, order)
             self._rates.commanded(reply)
-            if isinstance(order.instruction, commands.Undo):
+            if isinstance(order.instruction, commands.Undo | commands.Redo):
                 self.timers.taken_back([outcome.undoes])
+                if isinstance(order.instruction, commands.Redo):
+                    self.timers.went_back()
+                notes = self.timers.revive(self.history.done, outcome.restored)
+                reply = msgspec.structs.replace(reply, reason=_joined(reply.reason, *notes))
             if before is None:
                 return reply
             if handling.may_change_nothing and not self.history.differs(before):
@@ -304,6 +310,8 @@ class Steering:
         with current_backend().state(self._training.model):
             told = tell_settings(self._training.model)
         restored, back = self.history.go_back(order.origin, time)
+        with current_backend().state(self._training.model):
+            self._origin = read_settings(self._training.model)
         outcome = handling.carry_out(self._training, order.instruction, time)
         with current_backend().state(self._training.model):
             before, after = differences(told, tell_settings(self._training.model))
@@ -365,8 +373,16 @@ class Steering:
             return reply
         change = self.history.done[-1]
         notes = self.timers.overwritten(change, but=timer)
+        if reply.restored is not None:
+            notes += self.timers.brought_back(change)
         begun = self.timers.begin(
-            command, order, subjects=handling.subjects, change=change, guard=guard, timer=timer
+            command,
+            order,
+            subjects=handling.subjects,
+            change=change,
+            guard=guard,
+            timer=timer,
+            origin=self._origin if order.origin else None,
         )
         if begun is not None:
             timer = begun
@@ -469,7 +485,8 @@ class Steering:
                 command, time, Outcome(reason=f"{why}; {_explain(error)}"), status="failed", timer=timer
             )
         self.timers.taken_back(change.id for change in gone)
-        outcome = replace(outcome, reason=_joined(why, outcome.reason))
+        notes = self.timers.revive(self.history.done, outcome.restored)
+        outcome = replace(outcome, reason=_joined(why, outcome.reason, *notes))
         return self._reply(command, time, outcome, timer=timer)
 
     # ── Inside ──────────────────────────────────────────────────────────────────────────────────────

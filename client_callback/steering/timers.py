@@ -9,13 +9,14 @@ from __future__ import annotations
 import shlex
 import sys
 import time as clock
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, Final
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, cast
 
 import msgspec
 
 from client_callback.steering.backends import current_backend
+from client_callback.steering.carrying import alike, brings_its_rate
 from client_callback.steering.guards import Guard, check_series
 from client_callback.steering.handling import Handling, Handlings, Subject
 from client_callback.steering.history import Change
@@ -24,6 +25,7 @@ from client_callback.steering.settings import (
     Rates,
     Settings,
     TrainedSetting,
+    changed,
     read_settings,
     settings_of,
 )
@@ -39,7 +41,11 @@ LOOK_S: Final = 0.2
 
 MOST_TIMERS: Final = 100
 
-_OF_OPTIMIZER: Final[frozenset[Subject]] = frozenset({"rate", "optimizer"})
+_REMEMBERED: Final = 10
+"""Timers that are over."""
+
+_OF_OPTIMIZER: Final = frozenset({"optimizer", "learning_rate"})
+"""Settings that another optimizer takes the place of."""
 
 
 @dataclass(eq=False)
@@ -52,12 +58,18 @@ class RunningTimer:
     subjects: frozenset[Subject]
     change: Change | None = None
     """`None`: it waits."""
+    before: Settings = field(default_factory=dict)
+    """What the change set, as it was before: after going back, where it went back first."""
     set_to: Settings | None = None
     """What the change has set, as it was right after."""
     begun: int = 0
     """The first step that ran with the change."""
     until: int | None = None
     guard: Guard | None = None
+    was_until: int = 0
+    """`until`, also after the end."""
+    lost: frozenset[str] = frozenset()
+    """What it will not set back, as was said already."""
 
     @property
     def text(self) -> str:
@@ -95,6 +107,8 @@ class Timers:
     def __init__(self, training: Training) -> None:
         self._training = training
         self.kept: list[RunningTimer] = []
+        self._over: list[RunningTimer] = []
+        """The last that ended, not cancelled: going back may bring back what they were to set back."""
         self._count = 0
         self._looked = (0, 0.0)
         """Step and second of the last look."""
@@ -146,9 +160,17 @@ class Timers:
         change: Change,
         guard: Guard | None,
         timer: RunningTimer | None,
+        origin: Settings | None = None,
     ) -> RunningTimer | None:
-        """A change is in effect: whether it is watched or will be set back. `timer`: that which made it."""
-        lasts = order.lasts if change.settings else None
+        """A change is in effect: whether it is watched or will be set back.
+
+        `timer`: that which made it. `origin`: all settings after going back, if it went back first.
+        """
+        if order.lasts is None and guard is None:
+            return None
+        now = self._read_settings()
+        before = change.settings if origin is None else changed(origin, now)
+        lasts = order.lasts if before else None
         if lasts is None and guard is None:
             return None
         timer = timer or self._new(command, order, subjects)
@@ -156,8 +178,9 @@ class Timers:
             self.kept.append(timer)
         timer.change, timer.guard, timer.begun = change, guard, self._training.step
         timer.until = None if lasts is None else timer.begun + lasts
-        now = self._read_settings()
-        timer.set_to = {name: now[name] for name in change.settings if name in now}
+        timer.was_until = timer.until or 0
+        timer.before = before
+        timer.set_to = {name: now[name] for name in before if name in now}
         if "optimizer" in now:
             timer.set_to["optimizer"] = now["optimizer"]
         self._announce(f"{timer} is in effect: {self.ends(timer)}")
@@ -178,9 +201,11 @@ class Timers:
         for timer in self.kept:
             if timer is not but and timer.change is not change and timer.until is not None:
                 _, lost = self.revertible(timer)
-                names = ", ".join(name for name in lost if name in change.settings)
+                touched = set(change.settings) | (_OF_OPTIMIZER if "optimizer" in change.settings else set())
+                names = [name for name in lost if name in touched - timer.lost]
+                timer.lost = frozenset(lost)
                 if names:
-                    notes.append(f"{timer} will not set back {names}")
+                    notes.append(f"{timer} will not set back {', '.join(names)}")
         return notes
 
     def pass_watch(self, timer: RunningTimer) -> None:
@@ -196,6 +221,8 @@ class Timers:
         """It is over; `why` follows its name."""
         if timer in self.kept:
             self.kept.remove(timer)
+            if timer.change is not None and (timer.order.lasts is not None or timer.guard is not None):
+                self._over = [*self._over, timer][-_REMEMBERED:]
             self._announce(f"{timer} {why}")
 
     def taken_back(self, ids: Iterable[str]) -> None:
@@ -207,13 +234,51 @@ class Timers:
 
     def went_back(self) -> None:
         """The training is at an earlier state: what is no longer in effect there is void."""
-        active = [timer for timer in self.kept if timer.set_to is not None]
-        if not active:
-            return
-        for timer in active:
+        for timer in [timer for timer in self.kept if timer.set_to is not None]:
             kept, _ = self.revertible(timer)
-            if timer.change is not None and timer.change.settings and not kept:
+            if timer.before and not kept:
                 self.remove(timer, "ended: the training went back to before its command")
+
+    def revive(self, done: Sequence[Change], restored: int | None) -> list[str]:
+        """After an undo or a redo: timers whose commands are in effect again go on; returns what is to be said.
+
+        `done`: the changes that are in effect. `restored`: the step whose state is back. `None`: none is.
+        """
+        step = self._training.step
+        notes = []
+        for timer in [timer for timer in self._over if timer.change in done]:
+            kept, _ = self.revertible(timer)
+            later = done[done.index(cast("Change", timer.change)) + 1 :]
+            if not kept or any(name in change.settings for change in later for name in kept):
+                continue
+            watched = timer.guard is not None
+            left = min(timer.order.lasts or 0, timer.was_until - (step if restored is None else restored))
+            if left > 0 and not self._in_the_way(timer):
+                self._over.remove(timer)
+                timer.begun, timer.guard = step, None
+                timer.until = timer.was_until = step + left
+                self.kept.append(timer)
+                self._announce(f"{timer} is in effect again: {self.ends(timer)}")
+                notes.append(f"{self.ends(timer)} (timer {timer.number})")
+            elif timer.order.lasts is not None:
+                notes.append(f"{timer.text!r} is in effect without its timer, it stays until undone")
+            if watched:
+                notes.append(f"{timer.text!r} is no longer watched")
+        return notes
+
+    def brought_back(self, change: Change) -> list[str]:
+        """What going back to an earlier state has set as timers had that are over, in words."""
+        notes = []
+        for timer in self._over:
+            kept, _ = self.revertible(timer)
+            names = ", ".join(name for name in timer.before if name in kept and name in change.settings)
+            if timer.order.lasts is not None and names:
+                notes.append(f"{names} is as {timer} had set it, without its timer: it stays until undone")
+        return notes
+
+    def _in_the_way(self, timer: RunningTimer) -> bool:
+        others = [other for other in self.kept if other.subjects & timer.subjects]
+        return any(other.order.lasts is not None or other.order.unless is not None for other in others)
 
     def end(self, why: str = "the run ended") -> None:
         """Nothing waits any more."""
@@ -257,19 +322,30 @@ class Timers:
         """What a change set, as it was before, where it still is as set; and the names of what is not."""
         if timer.change is None or timer.set_to is None:
             return {}, []
-        now, set_to, follows = self._read_settings(), timer.set_to, self._following()
-        replaced = not _same(now.get("optimizer"), set_to.get("optimizer"))
-        of_old_optimizer = replaced and timer.subjects & _OF_OPTIMIZER
-        before = timer.change.settings
+        now, set_to, before = self._read_settings(), timer.set_to, timer.before
+        follows = self._following()
         own = [name for name in before if name not in follows]
-        kept = [] if of_old_optimizer else [name for name in own if _same(now.get(name), set_to.get(name))]
-        if (
-            "learning_rate" in own
-            and "learning_rate" not in kept
-            and _same(now.get("optimizer"), before.get("optimizer"))
-        ):
-            # Only the rate's control is another, and what decides the rate now needs the one there is.
-            own, kept = ([name for name in names if name != "optimizer"] for names in (own, kept))
+        kept = [name for name in own if _same(now.get(name), set_to.get(name))]
+        present, used = (settings.get("optimizer") for settings in (now, set_to))
+        if present and used and not alike(present.optimizer, used.optimizer):
+            kept = [name for name in kept if name not in _OF_OPTIMIZER]
+        if present and used and _schedules(present) != _schedules(used) and _by_schedule(before):
+            # Which is no longer there.
+            kept = [name for name in kept if name != "learning_rate"]
+        if "optimizer" in own:
+            earlier = before["optimizer"]
+            if _same(earlier, used):
+                # Only the rate's control is another, and what decides the rate now may need the one there is.
+                if not {"optimizer", "learning_rate"} <= set(kept):
+                    own, kept = ([name for name in names if name != "optimizer"] for names in (own, kept))
+            elif "optimizer" not in kept:
+                kept = [name for name in kept if name != "learning_rate"]
+            elif (
+                present
+                and "learning_rate" not in kept
+                and brings_its_rate(present.optimizer, earlier.optimizer)
+            ):
+                own = [name for name in own if name != "learning_rate"]
         written = [*kept, *(name for name in before if name in follows)] if kept else []
         return {name: before[name] for name in written}, [name for name in own if name not in kept]
 
@@ -473,5 +549,15 @@ def _same(now: Any, then: Any) -> bool:
     if isinstance(now, Optimizers) and isinstance(then, Optimizers):
         return now.optimizer is then.optimizer
     if isinstance(now, Rates) and isinstance(then, Rates):
-        return now.goal == then.goal
+        return now.goal == then.goal and now.held == then.held
     return bool(now == then)
+
+
+def _schedules(optimizers: Optimizers) -> list[Any]:
+    return [None if control is None else control.schedule for control in optimizers.controls]
+
+
+def _by_schedule(settings: Settings) -> bool:
+    """Whether a schedule decided the rate that is among these."""
+    rates = settings.get("learning_rate")
+    return isinstance(rates, Rates) and any(numbers.get("override", 0) < 0 for numbers in rates.numbers)

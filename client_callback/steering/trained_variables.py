@@ -172,7 +172,7 @@ def kept_of(model: Any, variables: list[Any]) -> list[Kept]:
 
 
 def begin_anew(model: Any, variables: Iterable[Any]) -> None:
-    """Those of its optimizer's variables that are among these are as they were when made; inside the backend's `state`.
+    """Those of its optimizer's variables that are among these are as when made; inside the backend's `state`.
 
     Raises:
         Refused: it cannot be told what they began with; nothing was changed.
