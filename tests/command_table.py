@@ -146,8 +146,8 @@ def run_cell(name: str, folder: Path) -> dict[str, Any]:
     scope = replicate() if cell.replicas else nullcontext
     with scope():
         model = build(cell)
-    # What takes longest to trace anew are the statistics; one cell has them.
-    every = 3 if name == "plain" else 0
+    # What takes longest to trace anew are the statistics; one cell has them, and on JAX none.
+    every = 3 if name == "plain" and BACKEND != "jax" else 0
     actions = {"look": look(model)}
     callback = MonitorCallback("table", directory=folder, statistics_every=every, actions=actions)
     answers: list[dict[str, Any]] = []

@@ -176,7 +176,7 @@ def test_whatever_is_set_for_a_time_is_set_back(text):
             layers.Input((4,)),
             layers.Dense(6, name="dense"),
             layers.Dropout(0.2, name="dropout"),
-            layers.Dense(1),
+            layers.Dense(1, name="last"),
         ]
     )
     model.compile(SGD(0.05, momentum=0.9), "mse", run_eagerly=BACKEND == "tensorflow")

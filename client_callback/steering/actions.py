@@ -203,7 +203,7 @@ def _optimizer_known(model: Any, before: Any) -> Iterator[None]:
 
 @contextmanager
 def _flags_in_layers(model: Any) -> Iterator[None]:
-    """`model.trainable = False` inside freezes each layer, which can be undone; the flag of the model is no setting."""
+    """`model.trainable = False` inside freezes each layer: settings hold their flags, and not the model's own."""
     before = model._trainable
     try:
         yield
