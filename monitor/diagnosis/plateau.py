@@ -126,7 +126,10 @@ def _remedies(session: Session) -> tuple[Remedy, ...]:
         Remedy("Lower the learning rate", "lr /10"),
         Remedy("Or raise it, to leave a flat region", "lr x3"),
         switch,
-        Remedy("If units have died or inputs are not scaled, no rate helps: start afresh with a lower one"),
+        Remedy(
+            "If units have died, no rate helps from here: back to the start, with a lower one",
+            "lr /100 from start",
+        ),
     )
 
 
