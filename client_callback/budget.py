@@ -49,7 +49,7 @@ class Budget:
         self._steps_per_call = 1.0
         self.hooks = 0.0
         """Seconds per call spent in the callback's hooks, lately."""
-        self._hook_samples: deque[float] = deque(maxlen=_MEMORY)
+        self._hook_samples: deque[tuple[float, int]] = deque(maxlen=_MEMORY)
         self.sender = 0.0
         """CPU seconds per second that the sender's thread takes, lately."""
         self._sender_samples: deque[float] = deque(maxlen=_MEMORY)
@@ -57,8 +57,9 @@ class Budget:
     def note_hooks(self, seconds: float, calls: int) -> None:
         """Time spent in hooks around some calls of the train function."""
         if calls:
-            self._hook_samples.append(seconds / calls)
-            self.hooks = statistics.fmean(self._hook_samples)
+            self._hook_samples.append((seconds, calls))
+            # Of all together: one call that kept a state is not to stand for thousands that did not.
+            self.hooks = sum(s for s, _ in self._hook_samples) / sum(c for _, c in self._hook_samples)
 
     def note_sender(self, cpu_seconds: float, seconds: float) -> None:
         """CPU time the sender's thread took within a while."""

@@ -153,3 +153,11 @@ def test_what_watching_costs_is_told_while_it_trains():
 def test_a_budget_that_is_no_share_is_refused_with_what_is_possible(budget):
     with pytest.raises(ValueError, match=r"overhead_budget: received .* between 0 and 1"):
         MonitorCallback(overhead_budget=budget)
+
+
+def test_a_hook_that_took_long_once_stands_for_one_call_only():
+    budget = Budget(0.01, 100)
+    budget.note_hooks(0.1, 1)
+    for _ in range(20):
+        budget.note_hooks(0.002, 200)
+    assert budget.hooks == pytest.approx((0.1 + 20 * 0.002) / (1 + 20 * 200))
