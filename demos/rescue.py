@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 
 COMMAND = "optimizer sgd learning_rate=1e-4 from start"
 """What rescues it: dead units pass no gradient, so no rate helps from where it is stuck."""
@@ -30,19 +29,17 @@ def train(seed: int, epochs: int, rescue_after: int | None) -> float:
         "--name",
         f"heart-{seed}",
     ]
-    training = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert training.stdout is not None
     said = []
-    try:
-        for line in training.stdout:
-            said.append(line)
-            if rescue_after is not None and line.startswith(f"Epoch {rescue_after + 1}/"):
-                send(f"heart-{seed}", COMMAND)
-    finally:
-        if training.poll() is None:
-            with suppress(ProcessLookupError):
-                training.terminate()
-        training.wait()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as training:
+        assert training.stdout is not None
+        try:
+            for line in training.stdout:
+                said.append(line)
+                if rescue_after is not None and line.startswith(f"Epoch {rescue_after + 1}/"):
+                    send(f"heart-{seed}", COMMAND)
+        except BaseException:
+            training.terminate()
+            raise
     found = _RESULT.search("".join(said))
     if found is None:
         raise RuntimeError(f"seed {seed}: the training ended with {training.returncode} and no result")

@@ -174,7 +174,9 @@ WRITERS: dict[type[AnyEvent], Callable[[Lines, Any], Iterator[str]]] = {
 def describe_reply(reply: protocol.Reply) -> str:
     """What became of a command: `applied at step 120: learning_rate 0.001 → 0.0005`."""
     changed = [
-        f"{name} {_short(reply.before.get(name))} → {_short(after)}"
+        f"{name} {_short(reply.before[name])} → {_short(after)}"
+        if name in reply.before
+        else f"{name} {_short(after)}"
         for name, after in reply.after.items()
         if name not in reply.before or reply.before[name] != after
     ]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from demos import digits, heart, heart_sounds
+from demos import digits, heart, heart_sounds, rescue
 
 ENTROPY_OF_THE_LABELS = -(0.55 * np.log(0.55) + 0.45 * np.log(0.45))
 
@@ -124,6 +124,12 @@ def test_the_starting_weights_learn_with_sgd_at_a_hundredth_of_the_rate(recordin
         x_train, y_train, validation_data=held_out, epochs=5, batch_size=16, verbose=0
     ).history
     assert history["val_accuracy"][-1] > 0.70
+
+
+def test_one_command_rescues_the_heart_run_while_it_trains(monkeypatch, tmp_path) -> None:
+    """`python -m demos.rescue` does so on five seeds."""
+    monkeypatch.setenv("UNSTUCK_HOME", str(tmp_path))
+    assert rescue.train(seed=0, epochs=9, rescue_after=3) > 0.7
 
 
 def test_digits_are_scaled_to_one_and_every_class_is_in_both_parts() -> None:
