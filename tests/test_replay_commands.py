@@ -190,15 +190,15 @@ def timers(*numbers, reason=""):
         ),
         # A state that only this run kept is kept by the other one too.
         (
-            [answer(50, "rollback last", reason="the training is as it was before step 40; the data")],
+            [answer(50, "rollback last", restored=40)],
             [(40, "snapshot", "snapshot at step 40"), (50, "rollback 40", "rollback 40 at step 50")],
             [],
         ),
         (
             [
                 answer(40, "lr x0.5"),
-                answer(50, "rollback 45", after={"step": 40}),
-                answer(60, "rollback 40", after={"step": 40}),
+                answer(50, "rollback 45", restored=40),
+                answer(60, "rollback 40", restored=40),
             ],
             [
                 (40, "snapshot", "snapshot at step 40"),
@@ -225,8 +225,8 @@ def timers(*numbers, reason=""):
         ),
         (
             [
-                answer(5, "lr 9 from start", reason="from the state before step 0; the data"),
-                answer(50, "optimizer sgd from last for 9 steps", reason="from the state before step 40; the data"),
+                answer(5, "lr 9 from start", restored=0),
+                answer(50, "optimizer sgd from last for 9 steps", restored=40),
             ],
             [
                 (5, "lr 9 from start", "lr 9 from start at step 5"),
