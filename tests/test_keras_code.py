@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import subprocess
 import sys
 from itertools import product
@@ -245,6 +246,7 @@ def test_what_cannot_be_repeated_is_a_comment_and_is_told(tmp_path, capsys):
     assert "abort" not in {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
 
 
+@pytest.mark.skipif(not importlib.util.find_spec("ruff"), reason="the formatter is not installed here")
 def test_the_code_is_formatted_and_holds_nothing_that_is_not_used(tmp_path):
     """All helpers, each in all its forms."""
     settings = ('(self.layer("dense"), "trainable")', '(self.kernel(self.layer("dense")), "regularizer")')
