@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import lru_cache
 from operator import itemgetter
 from typing import Any, Final, Literal, NamedTuple
@@ -24,6 +24,7 @@ from client_callback.wire.commands import CommandError, Order
 from client_callback.wire.protocol import (
     AnyEvent,
     ControlChanged,
+    DataDescribed,
     EpochBegan,
     EpochEnded,
     Evaluated,
@@ -119,6 +120,10 @@ class Session:
         """When each step ended."""
         self.validation: dict[str, Points] = {}
         """Keras' name, as `val_loss` → its value at the last step of each epoch, and wherever it was asked for."""
+        self.epoch_logs: dict[str, Points] = {}
+        """Keras' name, as `loss` → what it reported at the last step of each epoch, validation left out."""
+        self.data: DataDescribed | None = None
+        """`None`: nothing is known of what it is trained on but what its steps tell."""
         self.epochs: list[tuple[int, int]] = []
         """(epoch, its first step) of every epoch begun, in order."""
         self.epoch_ends: dict[int, int] = {}
@@ -396,17 +401,17 @@ class Session:
 
     def _take_epoch_ended(self, event: EpochEnded) -> None:
         self.epoch_ends[event.epoch] = event.step
-        self._take_validation(event.step, event.logs)
+        for name, value in event.logs.items():
+            into = self.validation if name.startswith("val_") else self.epoch_logs
+            _put(into, name, event.step, value)
 
     def _take_evaluated(self, event: Evaluated) -> None:
-        self._take_validation(event.step, event.logs)
-
-    def _take_validation(self, step: int, logs: Mapping[str, float]) -> None:
-        for name, value in logs.items():
+        for name, value in event.logs.items():
             if name.startswith("val_"):
-                if name not in self.validation:
-                    self.validation[name] = Points()
-                self.validation[name].append(max(0, step - 1), value)
+                _put(self.validation, name, event.step, value)
+
+    def _take_data(self, event: DataDescribed) -> None:
+        self.data = event
 
     def _take_state(self, event: StateChanged) -> None:
         if event not in self.states[-100:]:
@@ -504,6 +509,7 @@ class Session:
 _TAKERS: dict[type[Event], Callable[[Session, Any], None]] = {
     RunStarted: Session._take_run,
     Instrumented: Session._take_instrumented,
+    DataDescribed: Session._take_data,
     Steps: Session._take_steps,
     Samples: Session._take_samples,
     Resources: Session._take_resources,
@@ -521,6 +527,12 @@ _TAKERS: dict[type[Event], Callable[[Session, Any], None]] = {
     Problem: Session._take_problem,
     RunEnded: Session._take_end,
 }
+
+
+def _put(points: dict[str, Points], name: str, steps_completed: int, value: float) -> None:
+    if name not in points:
+        points[name] = Points()
+    points[name].append(max(0, steps_completed - 1), value)
 
 
 @lru_cache(maxsize=4_096)

@@ -81,6 +81,18 @@ class Statistic(_Value, frozen=True, kw_only=True):
         return len(self.labels) * max(1, len(self.columns))
 
 
+class Summary(_Value, frozen=True, kw_only=True):
+    """Numbers about the entries of an array. Without any finite entry all but `non_finite` are NaN."""
+
+    mean: float
+    std: float
+    """With divisor n."""
+    low: float
+    high: float
+    non_finite: float = 0.0
+    """Share of entries that are NaN or infinite, from 0 to 1; they do not count in the other numbers."""
+
+
 class Layer(_Value, frozen=True, kw_only=True):
     """One layer of the model, in call order."""
 
@@ -88,6 +100,35 @@ class Layer(_Value, frozen=True, kw_only=True):
     class_name: Name
     parameters: Count = 0
     trainable: bool = True
+    activation: Name = ""
+    """Keras' name of its activation function, `linear` for none. Empty: its output is no activation."""
+    units: Count = 0
+    """Length of its output's last axis. 0: not known."""
+    settings: dict[Name, Scalar] = {}
+    """Of its configuration what is plain: `rate`, `use_bias`, `l1`, `l2`, …; initializers by their class's name."""
+    kernel_shape: tuple[int, ...] = ()
+    """Of its first weights with two axes or more. Empty: it has none."""
+    kernel: Summary | None = None
+    """Of these as they were when the run began; of large ones, of evenly spaced rows."""
+
+
+class Output(_Value, frozen=True, kw_only=True):
+    """What the model computes, and the loss it is trained with."""
+
+    name: Name
+    layer: Name = ""
+    """Whose output it is, without layers that only reshape or drop. Empty: no layer's, or not known. Of a model whose
+    graph is not known (a subclass with a `call` of its own), the layer with weights that was made last."""
+    activation: Name = ""
+    """Of that layer, as in `Layer`."""
+    units: Count = 0
+    """Length of its last axis. 0: not known."""
+    loss: Name = ""
+    """In snake case, or the name of the user's function. Empty: none takes it."""
+    from_logits: bool = False
+    """Whether that loss takes logits."""
+    logits_found: bool = False
+    """Whether Keras computes the loss from the logits behind the output's own softmax or sigmoid here."""
 
 
 class Variable(_Value, frozen=True, kw_only=True):
@@ -128,6 +169,8 @@ class RunDescription(_Value, frozen=True, kw_only=True):
     parameters: Count = 0
     layers: tuple[Layer, ...] = ()
     variables: tuple[Variable, ...] = ()
+    outputs: tuple[Output, ...] = ()
+    """Empty: not known."""
     optimizer: Optimizer | None = None
     """`None`: the run has no optimizer that unstuck knows (a custom loop)."""
     optimizers: dict[Name, Names] = {}
@@ -170,6 +213,85 @@ class Instrumented(Event, frozen=True, kw_only=True, tag="instrumented"):
     missing: tuple[Text, ...] = ()
     """What cannot be recorded of this run, each with its reason."""
     task: Literal["classification", "binary", "regression", "unknown"] = "unknown"
+
+
+class InputData(_Value, frozen=True, kw_only=True):
+    """One input array of the training data. Features are the numbers of one example."""
+
+    dtype: Name
+    shape: tuple[int, ...]
+    """Of one example."""
+    values: Summary
+    features: Count = 0
+    constant_features: Count = 0
+    """That are the same in all examples looked at."""
+    std_low: float = 0.0
+    std_high: float = 0.0
+    """The least and the greatest standard deviation of a feature, constant ones left out."""
+    offset: float = 0.0
+    """The greatest |mean| / standard deviation of a feature, constant ones left out."""
+    farthest: float = 0.0
+    """The greatest distance of an entry from its feature's median, in its feature's distances between the 10 % and
+    90 % quantile. 0: no feature has any."""
+    farthest_feature: Count = 0
+    """Which feature that is, counted from 0 over a flattened example."""
+    non_finite_feature: Count | None = None
+    """The first feature with an entry that is not finite. `None`: there is none."""
+    repeated: float = 0.0
+    """Share of examples that equal another one of those looked at."""
+
+
+class TargetData(_Value, frozen=True, kw_only=True):
+    """One array of targets of the training data."""
+
+    dtype: Name
+    shape: tuple[int, ...]
+    """Of one example."""
+    values: Summary
+    integral: bool = False
+    """Whether all finite entries are whole numbers."""
+    one_hot: bool = False
+    """Whether each row has a single 1 and zeros."""
+    classes: dict[Name, Count] = {}
+    """Class → how many examples of those looked at have it. Empty: these are no classes, or more than 1,000."""
+    in_order: float | None = None
+    """Share of examples that have the class of their neighbour, in the order of the data. `None`: no classes."""
+
+
+class SignalProbe(_Value, frozen=True, kw_only=True):
+    """What the nearest neighbours of an example tell of its target: what the data allow, roughly, at least.
+
+    Each example looked at is predicted from its nearest others, all features standardised.
+    """
+
+    kind: Literal["accuracy", "r2"]
+    """`accuracy`: share of right classes. `r2`: 1 − squared error / that of the mean."""
+    score: float
+    chance: float
+    """The same for always predicting the most frequent class, or the mean."""
+    examples: Count
+    """Looked at."""
+
+
+class DataDescribed(Event, frozen=True, kw_only=True, tag="data_described"):
+    """What the run is trained on, as far as it can be told without touching it. At most once, early in the run."""
+
+    source: Name
+    """`arrays`, or the name of the class that batches come from."""
+    examples: Count | None = None
+    batch_size: Count | None = None
+    shuffled: bool | None = None
+    """Whether examples come in another order each epoch. `None`: not known."""
+    class_weight: dict[Name, float] = {}
+    weighted: bool = False
+    """Whether examples have weights."""
+    validated: bool = False
+    """Whether there is a validation."""
+    inputs: tuple[InputData, ...] = ()
+    """Of evenly spaced examples. Empty: only the training itself sees them."""
+    targets: tuple[TargetData, ...] = ()
+    signal: SignalProbe | None = None
+    """`None`: too few examples, or none that could be looked at."""
 
 
 class Steps(Event, frozen=True, kw_only=True, tag="steps"):
@@ -412,6 +534,7 @@ class RunEnded(Event, frozen=True, kw_only=True, tag="run_ended"):
 AnyEvent = (
     RunStarted
     | Instrumented
+    | DataDescribed
     | Steps
     | Samples
     | Resources
