@@ -1,15 +1,16 @@
-"""Asks every rule, now and then, what it sees in the session.
+"""Asks every rule what it sees in a session, and puts what they say in order: causes first, symptoms under them.
 
-The app calls `Engine.look` as often as it likes and gets the findings of the last half second; `diagnose` is
-one look. To add a rule: one module, one line in `RULES`. No rule is written here.
+`examine` is one look; the app calls `Engine.look` as often as it likes and gets the findings of the last half second.
+To add a rule: one module, one line in `RULES`. No rule is written here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Final, Literal, NamedTuple
 
 from monitor.diagnosis import non_finite, plateau
+from monitor.diagnosis.case import Case
 from monitor.diagnosis.finding import Finding, Rule, Severity
 from monitor.session import Session
 
@@ -19,15 +20,49 @@ RULES: Final[tuple[Rule, ...]] = (
 )
 
 PERIOD_S: Final = 0.5
-"""Between two looks. A finding rests on hundreds of steps, so looking more often shows nothing sooner."""
+"""Between two looks. A finding rests on dozens of steps, so looking more often shows nothing sooner."""
 
-_GRAVEST_FIRST: Final[dict[Severity, int]] = {"critical": 0, "warning": 1, "note": 2}
+_GRAVITY: Final[dict[Severity, int]] = {"critical": 0, "warning": 1, "note": 2}
+
+Verdict = Literal["healthy", "suspect", "stuck"]
+
+
+class Silent(NamedTuple):
+    """A rule that could not tell anything."""
+
+    rule: str
+    reason: str
+
+
+class Diagnosis(NamedTuple):
+    """What all rules say together."""
+
+    verdict: Verdict
+    """`stuck`: training gets nowhere. `suspect`: something is worth acting on. `healthy`: nothing seen is."""
+    findings: tuple[Finding, ...]
+    """The best explanation first."""
+    silent: tuple[Silent, ...]
+    """Rules that had not enough to go by."""
+
+
+def examine(session: Session, rules: Sequence[Rule] = RULES) -> Diagnosis:
+    """What the rules find in a session, as it is now. Pure."""
+    case = Case(session)
+    findings: list[Finding] = []
+    silent: list[Silent] = []
+    for rule in rules:
+        reason = rule.lacks(case)
+        if reason:
+            silent.append(Silent(rule.name, reason))
+        else:
+            findings += rule.check(case)
+    ranked = _without_symptoms(sorted(findings, key=_rank), {rule.name: rule.explains for rule in rules})
+    return Diagnosis(_verdict(case, ranked), tuple(ranked), tuple(silent))
 
 
 def diagnose(session: Session, rules: Sequence[Rule] = RULES) -> tuple[Finding, ...]:
-    """What the rules find, the gravest first and then the newest."""
-    findings = [finding for rule in rules for finding in rule.check(session)]
-    return tuple(sorted(findings, key=lambda finding: (_GRAVEST_FIRST[finding.severity], -finding.stop)))
+    """What the rules find, the best explanation first."""
+    return examine(session, rules).findings
 
 
 class Engine:
@@ -48,3 +83,48 @@ class Engine:
     def forget(self) -> None:
         """Looks afresh at the next call; for when another session takes the place of this one."""
         self._looked_at_s = None
+
+
+def _rank(finding: Finding) -> tuple[int, float, int]:
+    return _gravity(finding), -finding.confidence, -finding.stop
+
+
+def _without_symptoms(findings: Sequence[Finding], explains: Mapping[str, frozenset[str]]) -> list[Finding]:
+    """A finding that another explains is named in that one's `symptoms`, and hands its gravity on if greater.
+
+    What a note says explains nothing: it may not even be a fault. A cause must have set in before its symptom was
+    last seen.
+    """
+    cause_of: dict[int, int] = {}
+    for place, finding in enumerate(findings):
+        for other, cause in enumerate(findings):
+            known = finding.rule in explains.get(cause.rule, ())
+            if known and cause.severity != "note" and cause.start < finding.stop:
+                cause_of[place] = other
+                break
+
+    def root(place: int) -> int:
+        while place in cause_of:  # ends: no rule explains one that explains it
+            place = cause_of[place]
+        return place
+
+    kept = []
+    for place, finding in enumerate(findings):
+        if place in cause_of:
+            continue
+        own = [findings[other] for other in cause_of if root(other) == place]
+        gravest = min([finding, *own], key=_gravity).severity
+        symptoms = tuple(dict.fromkeys(one.rule for one in own))
+        kept.append(finding._replace(symptoms=symptoms, severity=gravest))
+    return sorted(kept, key=_rank)
+
+
+def _gravity(finding: Finding) -> int:
+    return _GRAVITY[finding.severity]
+
+
+def _verdict(case: Case, findings: Sequence[Finding]) -> Verdict:
+    worst = min(map(_gravity, findings), default=2)
+    if worst == 0 or (worst == 1 and case.stuck):
+        return "stuck"
+    return "suspect" if worst == 1 else "healthy"

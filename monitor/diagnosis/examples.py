@@ -6,77 +6,139 @@ that is not seeded.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
+import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from client_callback.wire.protocol import (
+    DataDescribed,
+    EpochBegan,
+    EpochEnded,
     Float64,
+    InputData,
     Instrumented,
+    Layer,
     Optimizer,
+    Output,
     RunDescription,
+    RunEnded,
     RunStarted,
+    Scalar,
     Series,
+    SignalProbe,
     Statistic,
+    Summary,
+    TargetData,
     samples_event,
     steps_event,
 )
-from monitor.session import Session
+from monitor.session import Session, Task
 
 SECONDS_PER_STEP = 0.01
+
+
+class Sampled(NamedTuple):
+    """The rows of one statistic."""
+
+    steps: Sequence[int]
+    rows: Mapping[str, npt.ArrayLike]
+    """Label → `[steps]`, or `[steps, columns]`; a single number stands for all of them."""
+    columns: tuple[str, ...] = ()
+    of: Literal["variables", "layers", "features", "classes", "histogram", "values"] = "variables"
 
 
 def session_of(
     series: Mapping[str, Float64],
     *,
     optimizer: str = "adam",
+    settings: Mapping[str, Scalar] | None = None,
     running: tuple[str, ...] = (),
     timing: tuple[str, ...] = (),
-    gradient_non_finite: Mapping[int, Mapping[str, float]] | None = None,
+    tables: Mapping[str, Sampled] | None = None,
+    layers: tuple[Layer, ...] = (),
+    output: Output | None = None,
+    task: Task = "unknown",
+    data: DataDescribed | None = None,
+    backend: str = "tensorflow",
+    epochs: Sequence[Mapping[str, float]] = (),
+    planned_epochs: int | None = None,
+    ended: bool = False,
 ) -> Session:
     """A session in which each series has the given values, one per step from step 0.
 
     Args:
         series: Name → values, all of one length.
         optimizer: Name of the optimizer at work.
+        settings: Its arguments.
         running: The series that are means since their epoch began.
         timing: The series that tell how the steps ran.
-        gradient_non_finite: Step → variable → how many of its gradient's entries were not finite.
+        tables: Statistic → its sampled rows; all of them are taken at the same steps.
+        layers: Of the model, in call order.
+        output: What it computes.
+        task: What it is trained for.
+        data: What it is trained on.
+        backend: Of Keras.
+        epochs: What Keras reported at the end of each epoch; the steps are divided evenly among them.
+        planned_epochs: How many there were to be; by default those that ended.
+        ended: Whether the run came to its end.
     """
     session = Session()
+    named = Optimizer(name=optimizer, class_name=optimizer.capitalize(), settings=dict(settings or {}))
     run = RunDescription(
         run_id="example",
         name="example",
         started_at=0.0,
-        optimizer=Optimizer(name=optimizer, class_name=optimizer.capitalize()),
+        backend=backend,
+        layers=layers,
+        outputs=() if output is None else (output,),
+        optimizer=named,
+        epochs=planned_epochs if planned_epochs is not None else len(epochs) or None,
     )
     session.apply(RunStarted(run=run))
-    sampled = gradient_non_finite or {}
-    variables = tuple(dict.fromkeys(name for row in sampled.values() for name in row))
+    tables = tables or {}
     session.apply(
         Instrumented(
             series=tuple(
                 Series(name=n, kind="running" if n in running else "timing" if n in timing else "batch")
                 for n in series
             ),
-            statistics=(Statistic(name="gradient_non_finite", of="variables", labels=variables),),
+            statistics=tuple(
+                Statistic(name=name, of=table.of, labels=tuple(table.rows), columns=table.columns)
+                for name, table in tables.items()
+            ),
+            task=task,
         )
     )
+    if data is not None:
+        session.apply(data)
     count = len(next(iter(series.values())))
+    per_epoch = count // len(epochs) if epochs else count
+    for epoch, logs in enumerate(epochs):
+        session.apply(EpochBegan(step=epoch * per_epoch, epoch=epoch))
+        session.apply(EpochEnded(step=(epoch + 1) * per_epoch, epoch=epoch, logs=dict(logs)))
+    time = count * SECONDS_PER_STEP
     columns = {name: values.astype(np.float32) for name, values in series.items()}
-    session.apply(
-        steps_event(
-            0,
-            np.arange(1, count + 1, dtype=np.float64) * SECONDS_PER_STEP,
-            columns,
-            time=count * SECONDS_PER_STEP,
-        )
-    )
-    if sampled:
-        table = np.array([[row.get(name, 0) for name in variables] for row in sampled.values()], np.float32)
-        steps = np.array(list(sampled), np.int64)
-        session.apply(samples_event(steps, {"gradient_non_finite": table}, time=count * SECONDS_PER_STEP))
+    times = np.arange(1, count + 1, dtype=np.float64) * SECONDS_PER_STEP
+    session.apply(steps_event(0, times, columns, time=time))
+    for name, table in tables.items():
+        session.apply(samples_event(np.array(table.steps, np.int64), {name: _matrix(table)}, time=time))
+    if ended:
+        session.apply(RunEnded(step=count, outcome="finished"))
     return session
+
+
+def _matrix(table: Sampled) -> npt.NDArray[np.float32]:
+    """float32 `[steps, labels · columns]`."""
+    rows, width = len(table.steps), max(1, len(table.columns))
+    parts = []
+    for values in table.rows.values():
+        given = np.asarray(values, np.float32)
+        by_row = given[:, None] if given.ndim == 1 and width == 1 else given
+        parts.append(np.broadcast_to(by_row, (rows, width)))
+    return np.concatenate(parts, axis=1)
 
 
 def noisy(values: Float64, noise: float, seed: int = 0) -> Float64:
@@ -89,3 +151,83 @@ def with_value(values: Float64, step: int, value: float) -> Float64:
     changed = values.copy()
     changed[step:] = value
     return changed
+
+
+def falling(steps: int = 400, start: float = 2.3, rate: float = 150.0, noise: float = 0.02) -> Float64:
+    """A loss that falls exponentially."""
+    return noisy(start * np.exp(-np.arange(steps) / rate), noise)
+
+
+def flat(level: float, steps: int = 400, noise: float = 0.02) -> Float64:
+    """A loss that stays."""
+    return noisy(np.full(steps, level), noise)
+
+
+def dense(name: str, units: int, activation: str = "relu", *, inputs: int = 64, **changed: Any) -> Layer:
+    """A dense layer as Keras makes it: Glorot's uniform kernel."""
+    limit = (6 / (inputs + units)) ** 0.5
+    layer = Layer(
+        name=name,
+        class_name="Dense",
+        parameters=(inputs + 1) * units,
+        activation=activation,
+        units=units,
+        settings={"use_bias": True, "kernel_initializer": "GlorotUniform"},
+        kernel_shape=(inputs, units),
+        kernel=Summary(mean=0.0, std=limit / 3**0.5, low=-limit, high=limit),
+    )
+    return msgspec.structs.replace(layer, **changed)
+
+
+def trained_on(
+    *,
+    inputs: Mapping[str, Any] | None = None,
+    classes: Sequence[int] = (),
+    targets: Mapping[str, Any] | None = None,
+    signal: SignalProbe | None = None,
+    **changed: Any,
+) -> DataDescribed:
+    """Standardised inputs of 64 features, and labels of so many examples each (or targets of mean 0 and spread 1).
+
+    Args:
+        inputs: fields of `InputData` that are others.
+        classes: examples of class 0, 1, …; empty: the targets are numbers.
+        targets: fields of `TargetData` that are others.
+        signal: what nearest neighbours reach.
+        changed: fields of `DataDescribed` that are others.
+    """
+    plain = InputData(
+        dtype="float32",
+        shape=(64,),
+        values=Summary(mean=0.0, std=1.0, low=-4.0, high=4.0),
+        features=64,
+        std_low=0.9,
+        std_high=1.1,
+        offset=0.1,
+        farthest=2.0,
+    )
+    if classes:
+        spread = np.repeat(np.arange(len(classes)), classes)
+        shares = np.array(classes) / sum(classes)
+        labels = TargetData(
+            dtype="int64",
+            shape=(),
+            values=Summary(
+                mean=float(spread.mean()), std=float(spread.std()), low=0.0, high=len(classes) - 1.0
+            ),
+            integral=True,
+            classes={str(number): count for number, count in enumerate(classes)},
+            in_order=float((shares**2).sum()),
+        )
+    else:
+        labels = TargetData(dtype="float32", shape=(), values=Summary(mean=0.0, std=1.0, low=-4.0, high=4.0))
+    data = DataDescribed(
+        source="arrays",
+        examples=sum(classes) or 1_000,
+        batch_size=32,
+        shuffled=True,
+        inputs=(msgspec.structs.replace(plain, **(inputs or {})),),
+        targets=(msgspec.structs.replace(labels, **(targets or {})),),
+        signal=signal,
+    )
+    return msgspec.structs.replace(data, **changed)

@@ -15,8 +15,9 @@ from typing import NamedTuple
 import numpy as np
 
 from client_callback.wire.protocol import Float64
-from monitor.diagnosis.examples import noisy, session_of, with_value
-from monitor.diagnosis.finding import Finding, Remedy, Rule, Severity
+from monitor.diagnosis.case import Case
+from monitor.diagnosis.examples import Sampled, noisy, session_of, with_value
+from monitor.diagnosis.finding import Evidence, Finding, Remedy, Rule
 from monitor.session import Session
 
 
@@ -28,30 +29,49 @@ class _Sign(NamedTuple):
     """Whether its newest value is not finite either."""
 
 
-def check(session: Session) -> list[Finding]:
+def lacks(case: Case) -> str:
+    """Nothing, once there is a step."""
+    return "" if case.session.metric_series() else "no step was recorded yet"
+
+
+def check(case: Case) -> list[Finding]:
     """One finding on the first values that are not finite, or none."""
+    session = case.session
     signs = sorted([*_in_series(session), *_in_gradients(session)])
     if not signs:
         return []
     first, end = signs[0].step, len(session.times)
-    detail = "; ".join(f"{sign.what} first at step {sign.step:,}" for sign in signs[:3])
+    evidence = [Evidence(f"{sign.what} first at step {sign.step:,}", sign.step) for sign in signs[:3]]
     if len(signs) > 3:
-        detail += f"; and {len(signs) - 3} more"
+        evidence.append(Evidence(f"and {len(signs) - 3} more"))
     if before := _last_finite_loss(session, first):
-        detail += f". {before}"
-    lasting = [sign for sign in signs if sign.lasting]
+        evidence.append(before)
+    lasting = any(sign.lasting for sign in signs)
     if not lasting:
-        detail += ". Later steps are finite again"
-    severity: Severity = "critical" if lasting else "note"
-    title = "Values are not finite" if lasting else "Some values were not finite"
-    remedies = _REMEDIES if lasting else ()
-    return [Finding("non-finite", title, detail, severity, first, end, remedies)]
+        evidence.append(Evidence("later steps are finite again"))
+    return [
+        Finding(
+            rule="non-finite",
+            title="Values are not finite" if lasting else "Some values were not finite",
+            severity="critical" if lasting else "note",
+            confidence=0.9 if lasting else 0.3,
+            start=first,
+            stop=end,
+            evidence=tuple(evidence),
+            explanation="A NaN or infinity has entered the calculation; once it is in the weights, every later step "
+            "is NaN too, so training on is wasted.",
+            remedies=_REMEDIES if lasting else (),
+        )
+    ]
 
 
 _REMEDIES = (
-    Remedy("Stop: weights that are NaN stay NaN, whatever the rate is", "stop"),
+    Remedy("Weights that are NaN stay NaN: back to the start, with a tenth of the rate", "lr /10 from start"),
     Remedy("Hold the training while you look", "pause"),
-    Remedy("Next run: start from the last good weights with a tenth of the rate, and clip the gradients"),
+    Remedy("Stop it", "stop"),
+    Remedy(
+        "Next run: clip the gradients", code="keras.optimizers.Adam(learning_rate=1e-4, global_clipnorm=1.0)"
+    ),
     Remedy("Check inputs and targets for NaN, and logarithms or divisions of your own for zeros"),
 )
 
@@ -84,12 +104,14 @@ def _in_gradients(session: Session) -> list[_Sign]:
     return [_Sign(int(rows.steps[hit[0]]), what, bool(hit[-1] == len(counts) - 1))]
 
 
-def _last_finite_loss(session: Session, step: int) -> str:
+def _last_finite_loss(session: Session, step: int) -> Evidence | None:
     loss = session.series.get("loss")
     if loss is None or step == 0 or step > len(loss):
-        return ""
+        return None
     value = float(loss.values[step - 1])
-    return f"The loss was {value:.4g} one step before" if math.isfinite(value) else ""
+    if not math.isfinite(value):
+        return None
+    return Evidence(f"the loss was {value:.4g} one step before", step - 1, {"loss": value})
 
 
 def _falling() -> Float64:
@@ -102,7 +124,7 @@ HEALTHY = {
         {"loss": _falling(), "input_wait": np.full(400, math.nan)}, timing=("input_wait",)
     ),
     "gradients are sampled and finite": lambda: session_of(
-        {"loss": _falling()}, gradient_non_finite={0: {"dense/kernel": 0}, 10: {"dense/kernel": 0}}
+        {"loss": _falling()}, tables={"gradient_non_finite": Sampled((0, 10), {"dense/kernel": 0})}
     ),
 }
 AILING = {
@@ -110,8 +132,10 @@ AILING = {
     "the loss becomes infinite": lambda: session_of({"loss": with_value(_falling(), 120, math.inf)}),
     "a gradient is not finite before the loss is": lambda: session_of(
         {"loss": with_value(_falling(), 121, math.nan)},
-        gradient_non_finite={110: {"dense/kernel": 0}, 120: {"dense/kernel": 64}},
+        tables={"gradient_non_finite": Sampled((110, 120), {"dense/kernel": (0, 64)})},
     ),
 }
 
-RULE = Rule("non-finite", check, HEALTHY, AILING)
+EXPLAINS = frozenset({"plateau", "oscillation", "input-ignored", "dead-units", "underfitting"})
+
+RULE = Rule("non-finite", check, lacks, EXPLAINS, HEALTHY, AILING)

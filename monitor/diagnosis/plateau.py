@@ -22,10 +22,11 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from client_callback.wire.plateau import BLOCKS, block_steps, judge_windows
+from client_callback.wire.plateau import BLOCKS, SHORTEST_BLOCK, block_steps, judge_windows
 from client_callback.wire.protocol import Float64
+from monitor.diagnosis.case import Case
 from monitor.diagnosis.examples import noisy, session_of
-from monitor.diagnosis.finding import Finding, Remedy, Rule
+from monitor.diagnosis.finding import Evidence, Finding, Remedy, Rule, Severity
 from monitor.series import Column
 from monitor.session import Session
 from monitor.trends import block_means
@@ -50,46 +51,76 @@ class _Flat(NamedTuple):
     """The upper confidence bound of that."""
 
 
-def check(session: Session) -> list[Finding]:
+def lacks(case: Case) -> str:
+    """Enough losses of single steps."""
+    loss = case.per_step("loss")
+    if loss is None:
+        return "the loss of single steps is not known"
+    needed = BLOCKS * SHORTEST_BLOCK
+    return f"only {len(loss)} of the {needed} steps it takes have been done" if len(loss) < needed else ""
+
+
+def check(case: Case) -> list[Finding]:
     """One finding per flat stretch, the newest first; those that are over are notes."""
-    loss = session.series.get("loss")
-    if loss is None or session.series_kinds.get("loss") == "running":
-        return []
+    loss = case.session.series["loss"]
     block = block_steps(len(loss))
     means = _block_means(loss, block)
     if len(means) < BLOCKS:
         return []
     reached = len(means) * block
     return [
-        _finding(session, flat, first_level=float(means[0]), over=flat.stop < reached)
+        _finding(case, flat, first_level=float(means[0]), over=flat.stop < reached)
         for flat in reversed(_flat_stretches(means, block)[-MOST_SHOWN:])
     ]
 
 
-def _finding(session: Session, flat: _Flat, *, first_level: float, over: bool) -> Finding:
+def _finding(case: Case, flat: _Flat, *, first_level: float, over: bool) -> Finding:
+    session = case.session
+    evidence = [_of_loss(session, flat)]
+    accuracy = _accuracy(session, flat)
+    if accuracy is not None:
+        evidence.append(
+            Evidence(f"{accuracy[0]} {accuracy[1]:.3g}", flat.stop - 1, {accuracy[0]: accuracy[1]})
+        )
+    severity: Severity = "note"
+    remedies: tuple[Remedy, ...] = ()
+    good = accuracy is None or accuracy[1] >= CONVERGED_ACCURACY
+    if over:
+        title, confidence = "Plateau, over now", 0.2
+    elif (case.lift is not None and case.solved) or (
+        good and abs(flat.level) < CONVERGED_SHARE * abs(first_level)
+    ):
+        title, confidence = "Converged or stuck", 0.3
+        evidence.append(Evidence(f"it began at {first_level:.4g}", 0, {"loss": first_level}))
+        remedies = (Remedy("Nothing more to gain here, if validation agrees: stop", "stop"),)
+    else:
+        title, severity, confidence = "Stuck: no progress beyond noise", "warning", 0.5
+        remedies = _remedies(session)
+    return Finding(
+        rule="plateau",
+        title=title,
+        severity=severity,
+        confidence=confidence,
+        start=flat.start,
+        stop=flat.stop,
+        evidence=tuple(evidence),
+        explanation="The loss has stopped falling: whatever happened in these steps, the model learned nothing from "
+        "them that shows above the noise from batch to batch.",
+        remedies=remedies,
+        shaded=True,
+    )
+
+
+def _of_loss(session: Session, flat: _Flat) -> Evidence:
     steps = flat.stop - flat.start
     losses = _newest(session.series["loss"], flat)
     # The median absolute deviation, scaled to equal a normal noise's standard deviation; spikes do not count.
     noise = 1.4826 * float(np.median(np.abs(losses - np.median(losses))))
-    detail = (
+    text = (
         f"loss {flat.level:.4g} ± {noise:.2g} over steps {flat.start:,} to {flat.stop - 1:,}: "
         f"it {_changed(flat)} in the last {min(steps, _window(session)):,} of them"
     )
-    accuracy = _accuracy(session, flat)
-    if accuracy is not None:
-        detail += f"; {accuracy[0]} {accuracy[1]:.3g}"
-    if over:
-        return Finding("plateau", "Plateau, over now", detail, "note", flat.start, flat.stop, (), shaded=True)
-    good = accuracy is None or accuracy[1] >= CONVERGED_ACCURACY
-    if good and abs(flat.level) < CONVERGED_SHARE * abs(first_level):
-        detail += f", and began at {first_level:.4g}"
-        title = "Converged or stuck"
-        remedies = (Remedy("Nothing more to gain here, if validation agrees: stop", "stop"),)
-        return Finding("plateau", title, detail, "note", flat.start, flat.stop, remedies, shaded=True)
-    title = "Stuck: no progress beyond noise"
-    return Finding(
-        "plateau", title, detail, "warning", flat.start, flat.stop, _remedies(session), shaded=True
-    )
+    return Evidence(text, flat.start, {"loss": flat.level, "noise": noise, "fall": flat.fall})
 
 
 def _accuracy(session: Session, flat: _Flat) -> tuple[str, float] | None:
@@ -207,4 +238,4 @@ AILING = {
     ),
 }
 
-RULE = Rule("plateau", check, HEALTHY, AILING)
+RULE = Rule("plateau", check, lacks, frozenset(), HEALTHY, AILING)

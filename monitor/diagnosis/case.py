@@ -1,0 +1,442 @@
+"""A session as the rules see it: with what follows from it for several of them, computed once.
+
+Each look at a session makes a new `Case`; its parts are computed when a rule asks for them first. They answer the
+questions that come before any cause: does the loss still fall, how good is the model compared with guessing and with
+what the data allow. No rule here, no state, no clock.
+
+All costs are bounded: long series are seen through means of blocks (which the columns keep), tables through their
+first and newest rows.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from client_callback.wire import commands
+from client_callback.wire.protocol import (
+    DataDescribed,
+    Float32,
+    Float64,
+    InputData,
+    Int64,
+    Layer,
+    Optimizer,
+    Output,
+    TargetData,
+)
+from monitor.diagnosis.progress import BLOCKS, Progress, judge, unknown
+from monitor.series import Column
+from monitor.session import Session, Task
+from monitor.trends import block_means
+
+FEWEST_STEPS: Final = 24
+"""Fewer losses tell nothing about a trend: a rank test on 12 values is the least that reaches 1 %."""
+RECENT_ROWS: Final = 8
+"""Sampled rows that count as now."""
+BARELY: Final = 0.1
+"""A lift below this is guessing: with K classes, a tenth of the way from the majority's share to all right."""
+
+_TRAINING_CHANGES: Final = (
+    commands.SetRate,
+    commands.ScaleRate,
+    commands.SetSchedule,
+    commands.SwitchOptimizer,
+    commands.SetHyperparameters,
+    commands.Rollback,
+    commands.Undo,
+    commands.Redo,
+    commands.Reinitialise,
+)
+
+
+class Baseline(NamedTuple):
+    """What can be had without looking at the inputs."""
+
+    majority: float
+    """Share of the most frequent class. NaN: no classes."""
+    classes: int
+    """Number of classes seen. 0: no classes."""
+    entropy: float
+    """Of the classes' shares, in nats: the cross-entropy of always predicting them. NaN: no classes."""
+    variance: float
+    """Of the targets: the squared error of always predicting their mean."""
+    counted: float
+    """Labels seen."""
+
+
+class Table(NamedTuple):
+    """The sampled rows of one statistic."""
+
+    steps: Int64
+    labels: tuple[str, ...]
+    columns: tuple[str, ...]
+    """Empty: one number per label."""
+    values: Float32
+    """`[rows, labels, columns]`, with one column where `columns` is empty."""
+
+    def column(self, name: str = "") -> Float32:
+        """`[rows, labels]` of one column; of the only one where they have no names."""
+        place = self.columns.index(name) if name else 0
+        return self.values[:, :, place]
+
+    def recent(self, name: str = "", rows: int = RECENT_ROWS) -> Float64:
+        """`[labels]`: the median over the newest rows; NaN where none of them has a number."""
+        return _median(self.column(name)[-rows:])
+
+    def early(self, name: str = "", rows: int = 4) -> Float64:
+        """`[labels]`: the median over the first rows."""
+        return _median(self.column(name)[:rows])
+
+
+class Case:
+    """What the rules look at.
+
+    Args:
+        session: only read. It may go on growing later; a case is of the moment it was made.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.step = len(session.times) or session.step
+        """Steps completed."""
+
+    # ── What is known before the first step ─────────────────────────────────────────────────────────
+
+    @cached_property
+    def layers(self) -> tuple[Layer, ...]:
+        """In call order. Empty: not known."""
+        return self.session.run.layers if self.session.run else ()
+
+    @cached_property
+    def trained_layers(self) -> tuple[Layer, ...]:
+        """Those with a kernel, that train."""
+        return tuple(layer for layer in self.layers if layer.kernel_shape and layer.trainable)
+
+    @property
+    def backend(self) -> str:
+        """`tensorflow`, `jax`, `torch`. Empty: not known."""
+        return self.session.run.backend if self.session.run else ""
+
+    @property
+    def optimizer(self) -> Optimizer | None:
+        """The one at work."""
+        return self.session.optimizer
+
+    @property
+    def output(self) -> Output | None:
+        """The first with a loss. `None`: not known."""
+        outputs = self.session.run.outputs if self.session.run else ()
+        return next((output for output in outputs if output.loss), outputs[0] if outputs else None)
+
+    @property
+    def task(self) -> Task:
+        """What the model is trained for, as its loss and targets tell."""
+        return self.session.task
+
+    @property
+    def data(self) -> DataDescribed | None:
+        """What it is trained on. `None`: only its steps tell."""
+        return self.session.data
+
+    @property
+    def inputs(self) -> InputData | None:
+        """The first input array. `None`: not known."""
+        return self.data.inputs[0] if self.data and self.data.inputs else None
+
+    @property
+    def target(self) -> TargetData | None:
+        """The first array of targets. `None`: not known."""
+        return self.data.targets[0] if self.data and self.data.targets else None
+
+    @cached_property
+    def batch_size(self) -> float | None:
+        """Examples per step. `None`: not known."""
+        if self.data and self.data.batch_size:
+            return float(self.data.batch_size)
+        seen = self.session.series.get("examples")
+        if seen is None or not len(seen):
+            return None
+        sizes = seen.values[:64]
+        sizes = sizes[np.isfinite(sizes)]
+        return float(np.median(sizes)) if len(sizes) else None
+
+    # ── What was measured ───────────────────────────────────────────────────────────────────────────
+
+    def table(self, name: str) -> Table | None:
+        """A statistic's rows. `None`: there is none, or not what its columns are."""
+        rows, layout = self.session.statistics.get(name), self.session.layouts.get(name)
+        if rows is None or layout is None or not len(rows) or layout.width != rows.width:
+            return None
+        values = rows.matrix.reshape(len(rows), len(layout.labels), -1)
+        return Table(rows.steps, layout.labels, layout.columns, values)
+
+    def per_step(self, name: str) -> Column | None:
+        """A series with the value of each step's own batch. `None`: there is none, or only running means."""
+        column = self.session.series.get(name)
+        if column is None or not len(column) or self.session.series_kinds.get(name) == "running":
+            return None
+        return column
+
+    @cached_property
+    def changed_at(self) -> int:
+        """The step before which a command changed the training last; 0: none did."""
+        for reply in reversed(self.session.replies):
+            if reply.status != "applied":
+                continue
+            order = self.session.order(reply)
+            if order is not None and isinstance(order.instruction, _TRAINING_CHANGES):
+                return min(reply.step, self.step)
+        return 0
+
+    @cached_property
+    def non_finite_from(self) -> int | None:
+        """The first step since when no loss was finite any more. `None`: the newest is finite, or there is none."""
+        column = self.per_step("loss")
+        if column is None or math.isfinite(float(column.values[-1])):
+            return None
+        bad = column.non_finite(0, len(column))
+        last_good = len(column) - 1
+        place = len(bad) - 1
+        while place >= 0 and bad[place] == last_good:
+            last_good, place = last_good - 1, place - 1
+        return last_good + 1
+
+    @cached_property
+    def first_loss(self) -> float:
+        """Of the very first step since the run began; NaN where that is not known."""
+        column = self.per_step("loss")
+        return float(column.values[0]) if column is not None else math.nan
+
+    @cached_property
+    def progress(self) -> Progress:
+        """Since the last change by a command."""
+        column = self.per_step("loss")
+        start = self.changed_at
+        if column is not None and len(column) - start >= FEWEST_STEPS:
+            count = len(column) - start
+            block = max(1, count // BLOCKS)
+            blocks = count // block
+            begin = len(column) - blocks * block
+            means = (
+                column.values[begin:].astype(np.float64)
+                if block == 1
+                else block_means(column, begin, block, blocks)
+            )
+            return judge(means, begin, blocks * block, block, by_epoch=False)
+        points = self.session.epoch_logs.get("loss")
+        if column is None and points is not None:
+            after = points.steps >= start
+            if int(after.sum()) >= 6:
+                values = points.values[after][-BLOCKS:]
+                return judge(values, start, self.step - start, 1, by_epoch=True)
+        return unknown(start, self.step - start, by_epoch=column is None)
+
+    # ── How good it is ──────────────────────────────────────────────────────────────────────────────
+
+    @cached_property
+    def baseline(self) -> Baseline | None:
+        """From the labels of the training data, or of the sampled batches. `None`: none were seen."""
+        counts = self.class_counts
+        variance = self._target_variance
+        if counts is None and variance is None:
+            return None
+        if counts is None:
+            return Baseline(math.nan, 0, math.nan, variance or 0.0, 0.0)
+        total = float(counts.sum())
+        shares = counts[counts > 0] / total
+        return Baseline(
+            float(shares.max()),
+            len(shares),
+            float(-(shares * np.log(shares)).sum()),
+            math.nan if variance is None else variance,
+            total,
+        )
+
+    @cached_property
+    def class_counts(self) -> Float64 | None:
+        """How often each class was seen, the most frequent first. `None`: no classes."""
+        if self.task == "regression":
+            return None
+        if self.target is not None and self.target.classes:
+            counts = np.array(list(self.target.classes.values()), np.float64)
+        else:
+            table = self.table("target_counts")
+            if table is None:
+                return None
+            counts = table.values[:, :, 0].sum(axis=0, dtype=np.float64)
+        counts = np.sort(counts[counts > 0])[::-1]
+        return counts if len(counts) else None
+
+    @cached_property
+    def accuracy(self) -> float | None:
+        """Share of right classes over the newest steps, in training. `None`: no classes, or it cannot be told."""
+        if self.task not in ("classification", "binary"):
+            return None
+        window = self._newest_steps
+        for name in self.session.metric_series():
+            column = self.per_step(name)
+            if "acc" in name and column is not None:
+                return _mean(column.values[-window:])
+        confusion = self.table("confusion")
+        if confusion is not None:
+            newest = confusion.values[-RECENT_ROWS:].sum(axis=0, dtype=np.float64)
+            return float(np.trace(newest) / newest.sum()) if newest.sum() else None
+        for name, points in self.session.epoch_logs.items():
+            if "acc" in name and len(points):
+                return float(points.values[-1])
+        return None
+
+    @cached_property
+    def lift(self) -> float | None:
+        """How far the model has come from guessing to perfect on the batches it trains on; 0: it guesses, 1: perfect.
+
+        Of classes: (accuracy − majority's share) / (1 − majority's share). Of numbers: 1 − squared error / variance
+        of the targets. `None`: not known.
+        """
+        base = self.baseline
+        if base is None:
+            return None
+        if base.classes > 1 and self.accuracy is not None:
+            return (self.accuracy - base.majority) / max(1.0 - base.majority, 1e-9)
+        if self.task in ("regression", "unknown") and base.variance > 0:
+            squared = self._squared_error
+            return None if squared is None else 1.0 - squared / base.variance
+        return None
+
+    @cached_property
+    def attainable(self) -> float | None:
+        """The lift that nearest neighbours reach on the training data: it allows that at least. `None`: not known."""
+        signal = self.data.signal if self.data else None
+        if signal is None or signal.chance >= 1:
+            return None
+        return max(0.0, (signal.score - signal.chance) / (1.0 - signal.chance))
+
+    @cached_property
+    def guessing(self) -> bool:
+        """Whether the model is certainly no better than one that ignores its inputs."""
+        if self.non_finite_from is not None:
+            return True
+        lift = self.lift
+        return lift is not None and lift + self._lift_error < BARELY
+
+    @cached_property
+    def stuck(self) -> bool:
+        """Whether training gets nowhere: no fall beyond noise, or none worth the name, far from what can be had."""
+        if self.non_finite_from is not None:
+            return True
+        if self.progress.trend in ("flat", "rising"):
+            return not self.solved
+        return self.guessing and self.seasoned and self.progress.trend != "falling"
+
+    @cached_property
+    def seasoned(self) -> bool:
+        """Whether a sound training would have shown something by now: after 3 epochs or 200 steps of at least 24."""
+        since = self.step - self.changed_at
+        return since >= FEWEST_STEPS and (since >= 200 or self.epochs_since_change >= 3)
+
+    @property
+    def epochs_since_change(self) -> int:
+        """Whole epochs since the training was last changed by a command."""
+        return sum(end > self.changed_at for end in self.session.epoch_ends.values())
+
+    @cached_property
+    def solved(self) -> bool:
+        """Whether there is hardly anything left to learn."""
+        lift = self.lift
+        if lift is not None:
+            return lift >= max(0.9, self.attainable or 0.0)
+        progress = self.progress
+        return math.isfinite(progress.first) and abs(progress.level) < 0.02 * abs(progress.first)
+
+    @cached_property
+    def shortfall(self) -> float | None:
+        """How far the lift stays behind what nearest neighbours reach; below 0: it is beyond. `None`: not known."""
+        if self.lift is None or self.attainable is None:
+            return None
+        return self.attainable - self.lift
+
+    # ── Inside ──────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def _newest_steps(self) -> int:
+        """So many that they are of one state of the model, and enough for a mean."""
+        since = self.step - self.changed_at
+        return int(min(max(since // 4, 12), max(since, 1), 2_048))
+
+    @property
+    def _lift_error(self) -> float:
+        """Two standard errors of a lift of classes."""
+        base, accuracy = self.baseline, self.accuracy
+        if base is None or accuracy is None or not self.batch_size:
+            return 0.0
+        examples = self._newest_steps * self.batch_size
+        error = math.sqrt(max(accuracy * (1 - accuracy), 1e-4) / examples)
+        return 2 * error / max(1 - base.majority, 1e-9)
+
+    @cached_property
+    def _target_variance(self) -> float | None:
+        if self.target is not None and math.isfinite(self.target.values.std):
+            return self.target.values.std**2
+        table = self.table("target")
+        if table is None:
+            return None
+        mean = table.column("mean")[:, 0].astype(np.float64)
+        std = table.column("std")[:, 0].astype(np.float64)
+        return float(np.nanmean(std**2) + np.nanvar(mean)) if np.isfinite(mean).any() else None
+
+    @cached_property
+    def _squared_error(self) -> float | None:
+        """Mean squared error over the newest steps."""
+        loss = self.output.loss if self.output else ""
+        if loss in ("mean_squared_error", "mse") and self.penalty < 0.1 * abs(self.progress.level):
+            level = self.progress.level
+            return level if math.isfinite(level) else None
+        for name in ("mse", "mean_squared_error"):
+            column = self.per_step(name)
+            if column is not None:
+                return _mean(column.values[-self._newest_steps :])
+        ranges, counts = self.table("residuals_range"), self.table("residuals")
+        if ranges is None or counts is None or len(ranges.steps) != len(counts.steps):
+            return None
+        # From histograms: the middle of each bin stands for it.
+        low, high = ranges.values[-RECENT_ROWS:, 0, 0], ranges.values[-RECENT_ROWS:, 1, 0]
+        number = counts.values.shape[1]
+        middles = low[:, None] + (high - low)[:, None] * (np.arange(number) + 0.5) / number
+        weights = counts.values[-RECENT_ROWS:, :, 0].astype(np.float64)
+        total = weights.sum()
+        return float((weights * middles**2).sum() / total) if total else None
+
+    @cached_property
+    def penalty(self) -> float:
+        """What regularisation of kernels adds to the loss now: Σ l2·‖w‖² (of l1 no more is known than 0)."""
+        norms = self.table("weight_norm")
+        strengths = {layer.name: float(layer.settings.get("l2") or 0.0) for layer in self.layers}
+        if norms is None or not any(strengths.values()):
+            return 0.0
+        newest = norms.recent("", 1)
+        total = 0.0
+        for label, norm in zip(norms.labels, newest.tolist(), strict=True):
+            parts = label.split("/")
+            if parts[-1].split(":")[0] == "kernel" and len(parts) > 1 and math.isfinite(norm):
+                total += strengths.get(parts[-2], 0.0) * norm**2
+        return total
+
+
+def _median(rows: Float32) -> Float64:
+    """`[rows, labels]` → `[labels]`, without NaN where there is another number."""
+    values = rows.astype(np.float64)
+    found = np.full(values.shape[1], math.nan)
+    some = np.isfinite(values).any(axis=0)
+    if some.any():
+        found[some] = np.nanmedian(np.where(np.isfinite(values), values, math.nan)[:, some], axis=0)
+    return found
+
+
+def _mean(values: npt.NDArray[np.float32]) -> float | None:
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else None
