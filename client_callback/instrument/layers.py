@@ -35,7 +35,7 @@ def described_layers(model: keras.Model) -> tuple[list[DescribedLayer], str]:
     found = [
         layer
         for layer in model._flatten_layers(include_self=False)
-        if not isinstance(layer, keras.Model) and (_activation(layer) or layer._trainable_variables)
+        if not isinstance(layer, keras.Model) and (activation_of(layer) or layer._trainable_variables)
     ]
     cut = ""
     if len(found) > MAX_LAYERS:
@@ -49,15 +49,20 @@ def described_layers(model: keras.Model) -> tuple[list[DescribedLayer], str]:
     for layer in found:
         path = str(getattr(layer, "path", None) or layer.name)
         number = seen[path] = seen.get(path, -1) + 1
-        described.append(DescribedLayer(f"{path}:{number}" if number else path, layer, _activation(layer)))
+        described.append(DescribedLayer(f"{path}:{number}" if number else path, layer, activation_of(layer)))
     return described, cut
 
 
-def _activation(layer: Any) -> str | None:
+def activation_of(layer: Any) -> str | None:
+    """Name of its activation function, `linear` for none. `None`: its output is no activation."""
     kind = type(layer).__name__
     if kind in _ACTIVATION_LAYERS:
         return _ACTIVATION_LAYERS[kind]
-    activation = getattr(layer, "activation", None)
+    try:
+        activation = getattr(layer, "activation", None)
+    except Exception:  # noqa: BLE001 (a property of a user's own layer)
+        return None
     if not callable(activation):
         return None
-    return str(getattr(activation, "__name__", type(activation).__name__))
+    kind = type(activation).__name__
+    return _ACTIVATION_LAYERS.get(kind) or str(getattr(activation, "__name__", kind))

@@ -67,7 +67,7 @@ def infer_task(loss: Any, targets: Tensor, predictions: Tensor) -> Task:
         targets: of one batch, any shape.
         predictions: of one batch, [N, …].
     """
-    name, from_logits = _describe_loss(loss)
+    name, from_logits = describe_loss(loss)
     units = predictions.shape[-1] if len(predictions.shape) > 1 else 1
     units = 1 if units is None else int(units)
     integers = "int" in keras.backend.standardize_dtype(targets.dtype)
@@ -245,7 +245,7 @@ def _static_size(values: Tensor) -> int | None:
     return size
 
 
-def _describe_loss(loss: Any) -> tuple[str, bool]:
+def describe_loss(loss: Any) -> tuple[str, bool]:
     """A loss's name in snake case, and whether it expects logits (hinge losses count: unbounded scores)."""
     if loss is None:
         return "", False

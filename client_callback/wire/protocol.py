@@ -128,7 +128,8 @@ class Output(_Value, frozen=True, kw_only=True):
     from_logits: bool = False
     """Whether that loss takes logits."""
     logits_found: bool = False
-    """Whether Keras computes the loss from the logits behind the output's own softmax or sigmoid here."""
+    """Whether Keras computes the loss from the logits behind the output's own softmax or sigmoid here. It does where
+    TensorFlow's tensor still knows them, so not once it was reshaped (also to fit the targets' rank) or cast."""
 
 
 class Variable(_Value, frozen=True, kw_only=True):

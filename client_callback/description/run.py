@@ -1,21 +1,23 @@
-"""Who trains what, where: everything about a run that is known before its first step."""
+"""Joins all that is known of a run before its first step."""
 
 from __future__ import annotations
 
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
 import keras
 
+from client_callback.description.layers import describe_layers
+from client_callback.description.outputs import describe_outputs
 from client_callback.instrument.sampler import variable_labels
 from client_callback.steering.describe import describe_optimizer
 from client_callback.steering.optimizers import optimizer_catalogue
 from client_callback.wire import runs
-from client_callback.wire.protocol import Layer, RunDescription, Variable
+from client_callback.wire.protocol import Layer, Output, RunDescription, Variable
 
 
 def describe_run(
@@ -44,11 +46,12 @@ def describe_run(
         versions=_versions(),
         model="" if model is None else model.name,
         parameters=0 if model is None else sum(math.prod(v.shape) for v in model.weights),
-        layers=tuple(_layers(model)) if model is not None else (),
+        layers=_layers(model),
         variables=tuple(
             Variable(path=label, shape=tuple(variable.shape))
             for label, variable in zip(labels, variables, strict=True)
         ),
+        outputs=_outputs(model),
         optimizer=None if model is None else describe_optimizer(model, callbacks),
         optimizers={} if model is None else optimizer_catalogue(),
         epochs=epochs,
@@ -61,18 +64,16 @@ def describe_run(
     )
 
 
-def _layers(model: keras.Model) -> Iterator[Layer]:
-    """The layers in call order, those of nested models in place of the model."""
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            yield from _layers(layer)
-            continue
-        yield Layer(
-            name=layer.name,
-            class_name=type(layer).__name__,
-            parameters=layer.count_params() if layer.built else 0,
-            trainable=bool(layer.trainable),
-        )
+def _layers(model: keras.Model | None) -> tuple[Layer, ...]:
+    return () if model is None else tuple(describe_layers(model))
+
+
+def _outputs(model: keras.Model | None) -> tuple[Output, ...]:
+    """Empty where the model is of a kind that cannot be read."""
+    try:
+        return () if model is None else describe_outputs(model)
+    except Exception:  # noqa: BLE001 (a training must not end because a model is unusual)
+        return ()
 
 
 def _default_name(model: keras.Model | None) -> str:
