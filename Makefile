@@ -12,7 +12,7 @@ INSTALL := python -m pip install --quiet --disable-pip-version-check
 LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 NEW_ENOUGH = $(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit(f"unstuck needs Python 3.11 or newer; $(PYTHON) is {sys.version.split()[0]}. Name another one: make setup PYTHON=python3.12")'
 
-.PHONY: demo test test-jax test-torch setup check format lock bench clean
+.PHONY: demo test test-jax test-torch setup check format rules lock bench clean
 
 demo: setup
 	@$(BIN)/unstuck demo
@@ -65,6 +65,10 @@ $(TORCH_READY): requirements/torch.txt pyproject.toml Makefile
 format: setup
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
+
+# The page about the rules, from their docstrings and examples.
+rules: setup
+	@$(BIN)/python -m monitor.diagnosis.page > docs/rules.md
 
 # Needs uv. Writes the pinned, hashed requirements; they name no package host.
 lock:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,10 +16,27 @@ from monitor.diagnosis.case import Case
 from monitor.diagnosis.engine import PERIOD_S, RULES, Engine, diagnose
 from monitor.diagnosis.examples import noisy, session_of
 from monitor.diagnosis.finding import Rule
+from monitor.diagnosis.page import page
 from monitor.session import Session
 
 HEALTHY = [pytest.param(r, e, id=f"{r.name}: {n}") for r in RULES for n, e in r.healthy.items()]
 AILING = [pytest.param(r, e, id=f"{r.name}: {n}") for r in RULES for n, e in r.ailing.items()]
+
+
+def test_the_page_about_the_rules_is_up_to_date():
+    written = Path(__file__).parents[1] / "docs" / "rules.md"
+    assert written.read_text(encoding="utf-8") == page(), "make rules"
+
+
+def test_no_rule_explains_in_the_end_itself():
+    causes = {rule.name: rule.explains for rule in RULES}
+    for start in causes:
+        seen, waiting = set(), [start]
+        while waiting:
+            following = causes.get(waiting.pop(), frozenset()) - seen
+            seen |= following
+            waiting += following
+        assert start not in seen, start
 
 
 @pytest.mark.parametrize(("rule", "example"), HEALTHY)

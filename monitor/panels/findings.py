@@ -59,26 +59,44 @@ class FindingsPanel(Panel):
 
 def _finding_rows(finding: Finding, numbers: dict[Remedy, int], width: int, view: View) -> list[Row]:
     sign, look = _LOOKS[finding.severity]
-    title, *more = wrapped(finding.title, width - 2)
+    title, *more = wrapped(f"{finding.title}{_since(finding)}", width - 2)
     rows: list[Row] = [
         [Segment(f"{sign} ", look), Segment(title, f"{look} strong" if look != "dim" else look)]
     ]
     rows += [[Segment(_INDENT, ""), Segment(text, look)] for text in more]
     detail = spelled(finding.detail, ascii_only=view.ascii_only)
     rows += _paragraph(detail, "dim" if finding.severity == "note" else "text", width, first=_INDENT)
+    if finding.severity != "note":
+        rows += _paragraph(finding.explanation, "dim", width, first=_INDENT)
+    if finding.symptoms:
+        rows += _paragraph(f"explains: {', '.join(finding.symptoms)}", "dim", width, first=_INDENT)
     for remedy in finding.remedies:
-        number = numbers.get(remedy)
-        command = f"{remedy.command}  " if remedy.command else ""
-        label = f"{number} " if number and view.link.live else "› "
-        texts = wrapped(f"{command}{remedy.text}", width - 4)
-        for i, text in enumerate(texts):
-            row = [Segment(_INDENT, ""), Segment(label if i == 0 else "  ", "key")]
-            if i == 0 and command and text.startswith(command.strip()):
-                row += [Segment(command.strip(), "key"), Segment(text[len(command.strip()) :], "dim")]
-            else:
-                row.append(Segment(text, "dim"))
-            rows.append(row)
+        rows += _remedy_rows(remedy, numbers.get(remedy) if view.link.live else None, width)
     return rows
+
+
+def _since(finding: Finding) -> str:
+    """How sure it is, and since when; of a note only its title is told."""
+    if finding.severity == "note":
+        return ""
+    since = f" since step {finding.start:,}" if finding.start else ""
+    return f" ({finding.confidence:.0%}{since})"
+
+
+def _remedy_rows(remedy: Remedy, number: int | None, width: int) -> list[Row]:
+    command = f"{remedy.command}  " if remedy.command else ""
+    label = f"{number} " if number else "› "
+    rows: list[Row] = []
+    for i, text in enumerate(wrapped(f"{command}{remedy.text}", width - 4)):
+        row = [Segment(_INDENT, ""), Segment(label if i == 0 else "  ", "key")]
+        if i == 0 and command and text.startswith(command.strip()):
+            row += [Segment(command.strip(), "key"), Segment(text[len(command.strip()) :], "dim")]
+        else:
+            row.append(Segment(text, "dim"))
+        rows.append(row)
+    # Of code, indentation matters: cut where it is too long, not wrapped.
+    code = [line[: width - 4] for line in remedy.code.splitlines()]
+    return [*rows, *([Segment(_INDENT * 2, ""), Segment(line, "text")] for line in code)]
 
 
 def _paragraph(text: str, style: str, width: int, first: str = "") -> list[Row]:
