@@ -33,7 +33,7 @@ from typing import Any, Concatenate, Literal, ParamSpec
 import keras
 
 from client_callback.budget import FIRST_INTERVAL, Budget
-from client_callback.description import describe_built, describe_run
+from client_callback.description import describe_run
 from client_callback.instrument.batches import BatchesAhead, NotInFitError, Pulled
 from client_callback.instrument.clock import CallClock
 from client_callback.instrument.instrument import Instrument
@@ -178,8 +178,6 @@ class Run:
         """The epoch at hand, counted from 0, and its first step."""
         self._own_loop = False
         self._retracing = False
-        self._unbuilt = False
-        """Whether the model had no weights yet when the run was described."""
         self.trace_seconds: float | None = None
         """How long the last step took that had to be traced. `None`: not known."""
         self._attention_at = NEVER
@@ -250,7 +248,6 @@ class Run:
         if self.model is None:
             self._set_state("running")
         else:
-            self._unbuilt = not self.model.built
             self._steering.install(in_fit=in_fit)
             self._instrument = Instrument(
                 self.model,
@@ -544,9 +541,6 @@ class Run:
             self._retracing = False
             seconds = self._clock.last.step
             self.trace_seconds = None if math.isnan(seconds) else seconds
-            if self._unbuilt and self.model is not None and self.model.built:
-                self._unbuilt = False
-                self.emit(describe_built(self.model, step=self.step, time=self._now()))
             self._restart_clock()
             self._set_state("running")
 

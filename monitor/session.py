@@ -31,7 +31,6 @@ from client_callback.wire.protocol import (
     Event,
     Float64,
     Instrumented,
-    ModelBuilt,
     Optimizer,
     OptimizerChanged,
     Overhead,
@@ -104,11 +103,9 @@ class TimeShares(NamedTuple):
 class Session:
     """Everything known of one run. Read its attributes freely; write only through `apply`."""
 
-    def __init__(self) -> None:  # noqa: PLR0915 (a list of all that is known)
+    def __init__(self) -> None:
         self.run: RunDescription | None = None
         """`None`: its first event has not arrived."""
-        self.built: ModelBuilt | None = None
-        """The model as its first step has built it; `run` tells it too. `None`: it was built before."""
         self.step = 0
         """How many steps are known to be completed."""
         self.time = 0.0
@@ -359,12 +356,7 @@ class Session:
     # ── One taker per kind of event ───────────────────────────────────────────────────────────────
 
     def _take_run(self, event: RunStarted) -> None:
-        self.run = event.run if self.built is None else _with_model(event.run, self.built)
-
-    def _take_model(self, event: ModelBuilt) -> None:
-        self.built = event
-        if self.run is not None:
-            self.run = _with_model(self.run, event)
+        self.run = event.run
 
     def _take_instrumented(self, event: Instrumented) -> None:
         self.series_kinds.update({series.name: series.kind for series in event.series})
@@ -516,7 +508,6 @@ class Session:
 
 _TAKERS: dict[type[Event], Callable[[Session, Any], None]] = {
     RunStarted: Session._take_run,
-    ModelBuilt: Session._take_model,
     Instrumented: Session._take_instrumented,
     DataDescribed: Session._take_data,
     Steps: Session._take_steps,
@@ -536,16 +527,6 @@ _TAKERS: dict[type[Event], Callable[[Session, Any], None]] = {
     Problem: Session._take_problem,
     RunEnded: Session._take_end,
 }
-
-
-def _with_model(run: RunDescription, built: ModelBuilt) -> RunDescription:
-    return msgspec.structs.replace(
-        run,
-        parameters=built.parameters,
-        layers=built.layers,
-        variables=built.variables,
-        outputs=built.outputs,
-    )
 
 
 def _put(points: dict[str, Points], name: str, steps_completed: int, value: float) -> None:

@@ -11,8 +11,7 @@ from client_callback import MonitorCallback
 from client_callback.description import describe_run
 from client_callback.description.layers import MAX_KERNEL_ENTRIES
 from client_callback.wire import protocol
-from monitor.session import Session
-from tests.recorded import events, of_kind
+from tests.recorded import of_kind
 
 pytestmark = pytest.mark.every_backend
 
@@ -243,25 +242,3 @@ def test_it_is_told_whether_keras_finds_the_logits_behind_the_output(case, monke
     monkeypatch.setattr(nn, "_get_logits", watched)
     (output,) = described(model_of(*stack(), loss=loss), y).outputs
     assert output.logits_found == any(found)
-
-
-@pytest.mark.skipif(BACKEND != "tensorflow", reason="elsewhere Keras builds a model before its first step")
-def test_a_model_that_its_first_step_builds_is_described_once_it_is_built(tmp_path):
-    model = keras.Sequential([layers.Dense(6, "relu", name="first"), layers.Dense(1, "sigmoid", name="last")])
-    model.compile("adam", "binary_crossentropy")
-    callback = MonitorCallback(directory=tmp_path)
-    model.fit(X, YES, batch_size=8, epochs=1, verbose=0, callbacks=[callback])
-    session = Session()
-    for event in events(callback.recording):
-        session.apply(event)
-        if isinstance(event, protocol.RunStarted):
-            assert session.run.parameters == 0
-    session.apply(next(one for one in events(callback.recording) if isinstance(one, protocol.RunStarted)))
-    assert session.run.parameters == model.count_params()
-    assert [layer.kernel_shape for layer in session.run.layers] == [(X.shape[1], 6), (6, 1)]
-    assert session.run.layers[0].kernel.std > 0
-    assert [variable.path for variable in session.run.variables] == [
-        v.path for v in model.trainable_variables
-    ]
-    (output,) = session.run.outputs
-    assert (output.layer, output.activation, output.units) == ("last", "sigmoid", 1)

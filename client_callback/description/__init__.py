@@ -4,6 +4,6 @@
 cannot be read of a user's own class is left empty.
 """
 
-from client_callback.description.run import describe_built, describe_run
+from client_callback.description.run import describe_run
 
-__all__ = ["describe_built", "describe_run"]
+__all__ = ["describe_run"]

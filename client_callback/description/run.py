@@ -17,7 +17,7 @@ from client_callback.instrument.sampler import variable_labels
 from client_callback.steering.describe import describe_optimizer
 from client_callback.steering.optimizers import optimizer_catalogue
 from client_callback.wire import runs
-from client_callback.wire.protocol import Layer, ModelBuilt, Output, RunDescription, Variable
+from client_callback.wire.protocol import Layer, Output, RunDescription, Variable
 
 
 def describe_run(
@@ -33,6 +33,8 @@ def describe_run(
     actions: tuple[str, ...] = (),
 ) -> RunDescription:
     """A new run's description, with an id of its own."""
+    variables = [] if model is None else list(model.trainable_variables)
+    labels = variable_labels(variables)
     return RunDescription(
         run_id=runs.new_run_id(),
         name=name or _default_name(model),
@@ -43,9 +45,12 @@ def describe_run(
         backend=keras.backend.backend(),
         versions=_versions(),
         model="" if model is None else model.name,
-        parameters=0 if model is None else _parameters(model),
+        parameters=0 if model is None else sum(math.prod(v.shape) for v in model.weights),
         layers=_layers(model),
-        variables=() if model is None else _variables(model),
+        variables=tuple(
+            Variable(path=label, shape=tuple(variable.shape))
+            for label, variable in zip(labels, variables, strict=True)
+        ),
         outputs=_outputs(model),
         optimizer=None if model is None else describe_optimizer(model, callbacks),
         optimizers={} if model is None else optimizer_catalogue(),
@@ -56,31 +61,6 @@ def describe_run(
         control=control,
         actions=actions,
         version=_version("unstuck"),
-    )
-
-
-def describe_built(model: keras.Model, *, step: int, time: float) -> ModelBuilt:
-    """What `describe_run` could not tell of a model that only its first step has built."""
-    return ModelBuilt(
-        step=step,
-        time=time,
-        parameters=_parameters(model),
-        layers=_layers(model),
-        variables=_variables(model),
-        outputs=_outputs(model),
-    )
-
-
-def _parameters(model: keras.Model) -> int:
-    return sum(math.prod(variable.shape) for variable in model.weights)
-
-
-def _variables(model: keras.Model) -> tuple[Variable, ...]:
-    variables = list(model.trainable_variables)
-    labels = variable_labels(variables)
-    return tuple(
-        Variable(path=label, shape=tuple(variable.shape))
-        for label, variable in zip(labels, variables, strict=True)
     )
 
 

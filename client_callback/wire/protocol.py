@@ -206,16 +206,6 @@ class RunStarted(Event, frozen=True, kw_only=True, tag="run_started"):
     run: RunDescription
 
 
-class ModelBuilt(Event, frozen=True, kw_only=True, tag="model_built"):
-    """The first step has built a model that had no weights when the run began; in place of what that said of it."""
-
-    parameters: Count
-    layers: tuple[Layer, ...] = ()
-    """Their kernels are those after the first step."""
-    variables: tuple[Variable, ...] = ()
-    outputs: tuple[Output, ...] = ()
-
-
 class Instrumented(Event, frozen=True, kw_only=True, tag="instrumented"):
     """The train step was traced (again): from here on these series and statistics come."""
 
@@ -544,7 +534,6 @@ class RunEnded(Event, frozen=True, kw_only=True, tag="run_ended"):
 
 AnyEvent = (
     RunStarted
-    | ModelBuilt
     | Instrumented
     | DataDescribed
     | Steps
