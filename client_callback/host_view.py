@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,13 @@ def host_view(array: Any) -> npt.NDArray[Any] | None:
         AttributeError,
     ):  # sparse, symbolic, bfloat16, …
         return None
+
+
+def outside_graphs() -> AbstractContextManager[None]:
+    """Inside, variables have values although a graph of TensorFlow's is being made."""
+    tensorflow = sys.modules.get("tensorflow")
+    scope: AbstractContextManager[None] = nullcontext() if tensorflow is None else tensorflow.init_scope()
+    return scope
 
 
 def _of_tensorflow(array: Any) -> npt.NDArray[Any] | None:

@@ -31,9 +31,10 @@ from types import TracebackType
 from typing import Any, Concatenate, Literal, ParamSpec
 
 import keras
+import msgspec
 
 from client_callback.budget import FIRST_INTERVAL, Budget
-from client_callback.description import describe_run
+from client_callback.description import describe_model, describe_run
 from client_callback.instrument.batches import BatchesAhead, NotInFitError, Pulled
 from client_callback.instrument.clock import CallClock
 from client_callback.instrument.instrument import Instrument
@@ -75,6 +76,9 @@ OVERHEAD_BUDGET = 0.01
 COUNTED_BY_GUARD = keras.backend.backend() in {"jax", "torch"}
 """Whether a call of the train function is counted where it returns. A hook after each batch would have Keras wait
 for the logs of every step there, which switches asynchronous dispatch off."""
+
+MODEL_LOOKS = 3
+"""How often a model is looked at whose weights have no values yet: in TensorFlow's first trace they have none."""
 
 PAUSE_POLL_S = 0.2
 """How often a paused training looks whether something else has stopped it."""
@@ -178,6 +182,7 @@ class Run:
         """The epoch at hand, counted from 0, and its first step."""
         self._own_loop = False
         self._retracing = False
+        self._model_looks = 0
         self.trace_seconds: float | None = None
         """How long the last step took that had to be traced. `None`: not known."""
         self._attention_at = NEVER
@@ -256,6 +261,7 @@ class Run:
                 on_problem=self._report,
                 on_error=self._end_failed,
                 on_call=self.after_batch if in_fit and COUNTED_BY_GUARD else None,
+                on_forward=self._tell_model if _to_be_built(self.model) else None,
                 drain=self._recorder.drain,
                 lock=self._recorder.lock,
             )
@@ -535,6 +541,19 @@ class Run:
 
     # ── Inside ──────────────────────────────────────────────────────────────────────────────────────
 
+    def _tell_model(self) -> bool:
+        """Completes the description of a model that made its weights just now; whether it could be completed."""
+        self._model_looks += 1
+        try:
+            built = describe_model(self.model)
+            unread = any(layer.kernel_shape and layer.kernel is None for layer in built.layers)
+            if unread and self._model_looks < MODEL_LOOKS:
+                return False
+            self.emit(msgspec.structs.replace(built, step=self.step, time=self._now()))
+        except Exception as error:  # noqa: BLE001 (inside the train step of a model of whatever kind)
+            self._report(f"the model's layers are not described: {type(error).__name__}: {error}")
+        return True
+
     def _end_call(self, logged: Mapping[str, Any] | None, steps: int = 1) -> None:
         self._recorder.count_call(logged, steps, self._clock.last if self._measuring else None)
         if self._retracing:
@@ -660,6 +679,11 @@ class Run:
 
     def _now(self) -> float:
         return time.perf_counter() + self._clock_offset
+
+
+def _to_be_built(model: keras.Model) -> bool:
+    """Whether its weights are made in its first step."""
+    return any(not layer.built for layer in model._flatten_layers())
 
 
 def check_arguments(

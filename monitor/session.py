@@ -31,6 +31,7 @@ from client_callback.wire.protocol import (
     Event,
     Float64,
     Instrumented,
+    ModelBuilt,
     Optimizer,
     OptimizerChanged,
     Overhead,
@@ -356,7 +357,13 @@ class Session:
     # ── One taker per kind of event ───────────────────────────────────────────────────────────────
 
     def _take_run(self, event: RunStarted) -> None:
-        self.run = event.run
+        if self.run is None or self.run.run_id != event.run.run_id:
+            self.run = event.run
+
+    def _take_model(self, event: ModelBuilt) -> None:
+        if self.run:
+            told = {name: getattr(event, name) for name in ("parameters", "layers", "variables", "outputs")}
+            self.run = msgspec.structs.replace(self.run, **told)
 
     def _take_instrumented(self, event: Instrumented) -> None:
         self.series_kinds.update({series.name: series.kind for series in event.series})
@@ -509,6 +516,7 @@ class Session:
 _TAKERS: dict[type[Event], Callable[[Session, Any], None]] = {
     RunStarted: Session._take_run,
     Instrumented: Session._take_instrumented,
+    ModelBuilt: Session._take_model,
     DataDescribed: Session._take_data,
     Steps: Session._take_steps,
     Samples: Session._take_samples,

@@ -11,7 +11,8 @@ from client_callback import MonitorCallback
 from client_callback.description import describe_run
 from client_callback.description.layers import MAX_KERNEL_ENTRIES
 from client_callback.wire import protocol
-from tests.recorded import of_kind
+from monitor.session import Session
+from tests.recorded import events, of_kind
 
 pytestmark = pytest.mark.every_backend
 
@@ -29,9 +30,12 @@ def described(model: keras.Model, y: object, x: object = X) -> protocol.RunDescr
     """As recorded by a real fit."""
     callback = MonitorCallback("described", statistics_every=0)
     model.fit(x, y, verbose=0, callbacks=[callback])
-    (started,) = of_kind(callback.recording, protocol.RunStarted)
     assert not of_kind(callback.recording, protocol.Problem)
-    return started.run
+    session = Session()
+    for event in events(callback.recording):
+        session.apply(event)
+    assert session.run is not None
+    return session.run
 
 
 def model_of(*stack: keras.layers.Layer, loss: object, **options: object) -> keras.Model:
@@ -147,9 +151,11 @@ class OwnCall(keras.Model):
         return self.last(self.hidden(inputs))
 
 
-def test_of_a_model_with_its_own_call_the_last_layer_made_stands_for_the_output():
+@pytest.mark.parametrize("built", [False, True], ids=["not built before", "built before"])
+def test_of_a_model_with_its_own_call_the_last_layer_made_stands_for_the_output(built):
     model = OwnCall()
-    model(X[:1])
+    if built:
+        model(X[:1])
     model.compile(keras.optimizers.SGD(0.01), "sparse_categorical_crossentropy")
     run = described(model, CLASSES)
     (output,) = run.outputs
@@ -157,6 +163,21 @@ def test_of_a_model_with_its_own_call_the_last_layer_made_stands_for_the_output(
     assert output.loss == "sparse_categorical_crossentropy"
     assert [layer.units for layer in run.layers] == [5, 3]
     assert all(layer.kernel is not None for layer in run.layers)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"run_eagerly": True}, *([{"jit_compile": True}] if BACKEND != "torch" else [])],
+    ids=lambda options: str(*options),
+)
+def test_a_model_built_in_its_first_step_is_described_as_it_was_before_that(options):
+    model = keras.Sequential([layers.Dense(5, "relu", kernel_initializer="ones"), layers.Dense(3)])
+    model.compile(keras.optimizers.SGD(1e3), "mse", **options)
+    run = described(model, ONE_HOT)
+    assert [layer.kernel_shape for layer in run.layers] == [(6, 5), (5, 3)]
+    assert (run.layers[0].kernel.low, run.layers[0].kernel.high) == (1.0, 1.0)
+    assert (run.parameters, len(run.variables)) == (6 * 5 + 5 + 5 * 3 + 3, 4)
+    assert [output.layer for output in run.outputs] == [run.layers[-1].name]
 
 
 class Unreadable(layers.Layer):

@@ -4,6 +4,6 @@
 cannot be read of a user's own class is left empty.
 """
 
-from client_callback.description.run import describe_run
+from client_callback.description.run import describe_model, describe_run
 
-__all__ = ["describe_run"]
+__all__ = ["describe_model", "describe_run"]

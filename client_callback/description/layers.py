@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from client_callback.host_view import host_view
+from client_callback.host_view import host_view, outside_graphs
 from client_callback.instrument.layers import activation_of
 from client_callback.summary import summary_of
 from client_callback.wire.protocol import Layer, Scalar, Summary
@@ -59,14 +59,11 @@ def _described(layer: keras.layers.Layer) -> Layer:
         settings = settings_of(layer)
     except Exception:  # noqa: BLE001 (a user's own class may have any configuration, or none)
         settings = {}
-    try:
-        parameters, shape, kernel = _parameters(layer), *_kernel(layer)
-    except Exception:  # noqa: BLE001 (weights may be of any kind, or on another machine)
-        parameters, shape, kernel = 0, (), None
+    shape, kernel = _kernel(layer)
     return Layer(
         name=name,
         class_name=class_name,
-        parameters=parameters,
+        parameters=layer.count_params() if layer.built else 0,
         trainable=bool(layer.trainable),
         activation=activation_name(layer),
         units=units_of(layer, settings),
@@ -93,10 +90,6 @@ def last_axis(output: Any) -> int:
     """Of a symbolic tensor `[N, …, units]`: units. 0: not known."""
     shape = output.shape
     return int(shape[-1] or 0) if len(shape) > 1 else 0
-
-
-def _parameters(layer: keras.layers.Layer) -> int:
-    return int(layer.count_params()) if layer.built else 0
 
 
 def _configuration(layer: keras.layers.Layer) -> Mapping[str, Any]:
@@ -134,14 +127,20 @@ def _kernel(layer: keras.layers.Layer) -> tuple[tuple[int, ...], Summary | None]
     for variable in layer.weights:
         shape = tuple(map(int, variable.shape))
         if len(shape) >= 2:
-            return shape, summary_of(_rows(variable, shape)) if all(shape) else None
+            try:
+                return shape, summary_of(_rows(variable, shape)) if all(shape) else None
+            except Exception:  # noqa: BLE001 (on another machine, of a type of its own, not made yet)
+                return shape, None
     return (), None
 
 
 def _rows(variable: keras.Variable, shape: tuple[int, ...]) -> Any:
     """Its values; of many, those of evenly spaced rows, which are along the last axis but one."""
     stride = min(-(-math.prod(shape) // MAX_KERNEL_ENTRIES), shape[-2])
-    view = host_view(variable.value)
-    if view is not None:
-        return view[..., ::stride, :]
-    return keras.ops.convert_to_numpy(variable.value if stride == 1 else variable.value[..., ::stride, :])
+    with outside_graphs():
+        # Inside a graph of JAX's, `value` is the graph's.
+        value = variable.value if variable._value is None else variable._value
+        view = host_view(value)
+        if view is not None:
+            return view[..., ::stride, :]
+        return keras.ops.convert_to_numpy(value if stride == 1 else value[..., ::stride, :])

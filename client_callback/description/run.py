@@ -17,7 +17,7 @@ from client_callback.instrument.sampler import variable_labels
 from client_callback.steering.describe import describe_optimizer
 from client_callback.steering.optimizers import optimizer_catalogue
 from client_callback.wire import runs
-from client_callback.wire.protocol import Layer, Output, RunDescription, Variable
+from client_callback.wire.protocol import ModelBuilt, Output, RunDescription, Variable
 
 
 def describe_run(
@@ -33,8 +33,7 @@ def describe_run(
     actions: tuple[str, ...] = (),
 ) -> RunDescription:
     """A new run's description, with an id of its own."""
-    variables = [] if model is None else list(model.trainable_variables)
-    labels = variable_labels(variables)
+    parts = describe_model(model) if model is not None else ModelBuilt()
     return RunDescription(
         run_id=runs.new_run_id(),
         name=name or _default_name(model),
@@ -45,13 +44,10 @@ def describe_run(
         backend=keras.backend.backend(),
         versions=_versions(),
         model="" if model is None else model.name,
-        parameters=0 if model is None else sum(math.prod(v.shape) for v in model.weights),
-        layers=_layers(model),
-        variables=tuple(
-            Variable(path=label, shape=tuple(variable.shape))
-            for label, variable in zip(labels, variables, strict=True)
-        ),
-        outputs=_outputs(model),
+        parameters=parts.parameters,
+        layers=parts.layers,
+        variables=parts.variables,
+        outputs=parts.outputs,
         optimizer=None if model is None else describe_optimizer(model, callbacks),
         optimizers={} if model is None else optimizer_catalogue(),
         epochs=epochs,
@@ -64,14 +60,24 @@ def describe_run(
     )
 
 
-def _layers(model: keras.Model | None) -> tuple[Layer, ...]:
-    return () if model is None else tuple(describe_layers(model))
+def describe_model(model: keras.Model) -> ModelBuilt:
+    """What is known of it now."""
+    variables = list(model.trainable_variables)
+    return ModelBuilt(
+        parameters=sum(math.prod(variable.shape) for variable in model.weights),
+        layers=tuple(describe_layers(model)),
+        variables=tuple(
+            Variable(path=label, shape=tuple(variable.shape))
+            for label, variable in zip(variable_labels(variables), variables, strict=True)
+        ),
+        outputs=_outputs(model),
+    )
 
 
-def _outputs(model: keras.Model | None) -> tuple[Output, ...]:
+def _outputs(model: keras.Model) -> tuple[Output, ...]:
     """Empty where the model is of a kind that cannot be read."""
     try:
-        return () if model is None else describe_outputs(model)
+        return describe_outputs(model)
     except Exception:  # noqa: BLE001 (a training must not end because a model is unusual)
         return ()
 

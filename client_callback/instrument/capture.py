@@ -59,8 +59,16 @@ class Capture:
             the former runs inside the gradient's trace, out of which no value can be taken.
     """
 
-    def __init__(self, model: keras.Model, *, layers: dict[str, Any], targets_from: str) -> None:
+    def __init__(
+        self,
+        model: keras.Model,
+        *,
+        layers: dict[str, Any],
+        targets_from: str,
+        on_forward: Callable[[], bool] | None = None,
+    ) -> None:
         self._model = model
+        self._on_forward = on_forward
         self._layers = layers
         self._targets_from = targets_from
         self._hooks = InstanceHooks()
@@ -101,8 +109,13 @@ class Capture:
         step = self._local.step = CapturedStep(inputs=inputs)
         try:
             yield step
+            self._tell_forward()
         finally:
             self._local.step = outer
+
+    def _tell_forward(self) -> None:
+        if self._on_forward is not None and self._on_forward():
+            self._on_forward = None
 
     @contextlib.contextmanager
     def closed(self) -> Iterator[None]:
@@ -156,6 +169,7 @@ class Capture:
                 with contextlib.suppress(TypeError):
                     bound = signature.bind(*args, **kwargs).arguments
                     step.targets, step.predictions = bound.get("y"), bound.get("y_pred")
+                self._tell_forward()
             return method(*args, **kwargs)
 
         return captured_targets

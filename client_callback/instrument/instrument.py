@@ -36,6 +36,8 @@ class Instrument:
         on_error: told what the train function is about to raise.
         on_call: told the logs of each call of the train function, and how many steps it ran. `None`: whoever calls it
             counts for themselves.
+        on_forward: called after the forward pass of the first step, before its update, and perhaps again until it
+            returns True. `None`: nobody waits for it.
         drain: called before what the probe still holds is dropped.
         lock: held by whoever drains; taken here while another probe is put in place.
     """
@@ -49,6 +51,7 @@ class Instrument:
         on_problem: Callable[[str], None],
         on_error: Callable[[BaseException], None],
         on_call: Callable[[Any, int], None] | None,
+        on_forward: Callable[[], bool] | None,
         drain: Callable[[], None],
         lock: threading.RLock,
     ) -> None:
@@ -58,6 +61,7 @@ class Instrument:
         self._on_problem = on_problem
         self._on_error = on_error
         self._on_call = on_call
+        self._on_forward = on_forward
         self._drain = drain
         self._lock = lock
         self._probe: Probe | None = None
@@ -204,6 +208,7 @@ class Instrument:
                 schedule=self._schedule.restarted(),
                 clock=self._clock,
                 on_problem=self._on_problem,
+                on_forward=self._on_forward,
             )
             self.measuring = True
             self._probe.install()

@@ -54,13 +54,20 @@ class Probe:
         schedule: which steps are sampled.
         clock: told when a batch is ready, where that can be seen.
         on_problem: told once about each thing that cannot be measured.
+        on_forward: called after the forward pass of a step, before its update, until it returns True.
 
     Raises:
         NotImplementedError: this model's train step cannot be measured.
     """
 
     def __init__(
-        self, model: keras.Model, *, schedule: Schedule, clock: CallClock, on_problem: Callable[[str], None]
+        self,
+        model: keras.Model,
+        *,
+        schedule: Schedule,
+        clock: CallClock,
+        on_problem: Callable[[str], None],
+        on_forward: Callable[[], bool] | None = None,
     ) -> None:
         self.model = model
         self.schedule = schedule
@@ -71,6 +78,7 @@ class Probe:
             model,
             layers={layer.name: layer.layer for layer in self.layers if layer.activation is not None},
             targets_from=self.driver.targets_from,
+            on_forward=on_forward,
         )
         self.ready_modulus = READY_MODULUS
         self.failure: Exception | None = None

@@ -109,7 +109,7 @@ class Layer(_Value, frozen=True, kw_only=True):
     kernel_shape: tuple[int, ...] = ()
     """Of its first weights with two axes or more. Empty: it has none."""
     kernel: Summary | None = None
-    """Of these as they were when the run began; of large ones, of evenly spaced rows."""
+    """Of these as they were when the run began; of large ones, of evenly spaced rows. `None`: not known (yet)."""
 
 
 class Output(_Value, frozen=True, kw_only=True):
@@ -214,6 +214,15 @@ class Instrumented(Event, frozen=True, kw_only=True, tag="instrumented"):
     missing: tuple[Text, ...] = ()
     """What cannot be recorded of this run, each with its reason."""
     task: Literal["classification", "binary", "regression", "unknown"] = "unknown"
+
+
+class ModelBuilt(Event, frozen=True, kw_only=True, tag="model_built"):
+    """What RunStarted could not tell of a model that makes its weights in its first step, and stands in its place."""
+
+    parameters: Count = 0
+    layers: tuple[Layer, ...] = ()
+    variables: tuple[Variable, ...] = ()
+    outputs: tuple[Output, ...] = ()
 
 
 class InputData(_Value, frozen=True, kw_only=True):
@@ -535,6 +544,7 @@ class RunEnded(Event, frozen=True, kw_only=True, tag="run_ended"):
 AnyEvent = (
     RunStarted
     | Instrumented
+    | ModelBuilt
     | DataDescribed
     | Steps
     | Samples
