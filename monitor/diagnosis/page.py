@@ -17,8 +17,8 @@ _HEAD = """\
 # The rules
 
 What `unstuck` looks for when a training does not get anywhere. Each rule sees the recorded numbers of a run and says
-what it finds with its evidence, or nothing. Where one finding explains another, only the cause is listed and names its
-symptoms. A rule that has not enough to go by stays silent; `unstuck diagnose --json` tells which and why.
+what it finds with its evidence, or nothing. Where one finding explains another, only the cause is listed and names
+its symptoms. A rule that has not enough to go by stays silent; `unstuck diagnose --json` tells which and why.
 
 Severities: *critical*, training on is a waste; *warning*, worth acting on; *note*, worth knowing, or over by now. The
 verdict of a run is *stuck* when a finding is critical, or when one is a warning and the loss makes no progress;
