@@ -104,6 +104,7 @@ class UnstuckApp(App[None]):
 
     def on_unmount(self) -> None:
         """Lets go of the source."""
+        self._engine.close()
         self.source.close()
 
     def tick(self) -> None:
@@ -121,7 +122,7 @@ class UnstuckApp(App[None]):
         if now - self._drawn_at < DRAW_S and not update.reset:
             return
         self._drawn_at = now
-        findings = self._engine.look(self.session, now)
+        findings = self._engine.look(self.session, now).findings
         ended, control = self.session.state in ENDED, self.session.control
         link = link_of(self.source, self.view.link.note, ended=ended, control=control)
         self._look(findings=findings, link=link, **self._under_way.shown())

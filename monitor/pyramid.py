@@ -7,6 +7,7 @@ not the whole range. `monitor.series` is the only caller. Nothing here knows of 
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
@@ -35,6 +36,12 @@ class Growing:
     def view(self) -> Array:
         """What is stored, writable; stale after the next growth."""
         return self._buffer[: self._length]
+
+    def still(self) -> Growing:
+        """What is stored now, without a copy: what is added to this one later lies beyond its end."""
+        same = copy(self)
+        same._buffer = self._buffer[: self._length]
+        return same
 
     def extend(self, rows: Array) -> None:
         """Put `rows` at the end."""
@@ -92,6 +99,13 @@ class Pyramid:
         self._levels: list[tuple[Growing, Growing, Growing]] = []
         self._skipped = Growing(np.int64)
         self._changed = 0
+
+    def still(self) -> Pyramid:
+        """As it is now, without a copy: whole blocks stay what they are."""
+        same = copy(self)
+        same._levels = [(low.still(), high.still(), total.still()) for low, high, total in self._levels]
+        same._skipped = self._skipped.still()
+        return same
 
     def changed_from(self, step: int) -> None:
         """Steps from `step` on hold other values than when last summarised."""

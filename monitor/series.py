@@ -8,6 +8,8 @@ No drawing and no I/O here.
 
 from __future__ import annotations
 
+from copy import copy, deepcopy
+
 import numpy as np
 import numpy.typing as npt
 
@@ -43,6 +45,18 @@ class Column:
     def values(self) -> Array:
         """Read-only view of all values so far; take it anew after `extend`."""
         return _read_only(self._values.view)
+
+    def still(self) -> Column:
+        """The column as it is now, for another thread; costs nothing that grows with its length.
+
+        Values that were missing may yet come.
+        """
+        self._summary(log=False)
+        same = copy(self)
+        same._values, same._missing = self._values.still(), list(self._missing)
+        same._pyramid = self._pyramid.still()
+        same._positive = Pyramid(same._values.view.dtype, log=True)
+        return same
 
     @property
     def missing(self) -> list[tuple[int, int]]:
@@ -158,6 +172,10 @@ class Points:
         """float64 `[n]`; NaN was measured."""
         return _read_only(self._values.view)
 
+    def still(self) -> Points:
+        """A copy."""
+        return deepcopy(self)
+
     def append(self, step: int, value: float) -> None:
         """Put `value` at `step`, in place of the one there if there is one."""
         steps = self._steps.view
@@ -199,6 +217,12 @@ class Rows:
         """float32 `[n, width]`, one row per step."""
         return _read_only(self._matrix.view)
 
+    def still(self) -> Rows:
+        """The rows there are now, for another thread, without a copy."""
+        same = copy(self)
+        same._steps, same._matrix = self._steps.still(), self._matrix.still()
+        return same
+
     def extend(self, steps: npt.ArrayLike, matrix: npt.ArrayLike) -> None:
         """Take one row per step; steps already here keep the row they have."""
         new_steps, new_rows = np.asarray(steps, np.int64), np.asarray(matrix, np.float32)
@@ -215,8 +239,11 @@ class Rows:
         self._matrix.extend(new_rows)
         if not in_order:
             order = np.argsort(self._steps.view)
-            self._steps.view[:] = self._steps.view[order]
-            self._matrix.view[:] = self._matrix.view[order]
+            sorted_steps, sorted_rows = self._steps.view[order], self._matrix.view[order]
+            # In new arrays: a still one may look at the old.
+            self._steps, self._matrix = Growing(np.int64), Growing(np.float32, self.width)
+            self._steps.extend(sorted_steps)
+            self._matrix.extend(sorted_rows)
 
     def between(self, start: int, stop: int) -> tuple[Steps, npt.NDArray[np.float32]]:
         """The steps in `[start, stop)` and their rows."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
+from copy import copy
 from functools import lru_cache
 from operator import itemgetter
 from typing import Any, Final, Literal, NamedTuple
@@ -176,6 +177,13 @@ class Session:
         _TAKERS[type(event)](self, event)
         self.step = max(self.step, event.step)
         self.time = max(self.time, event.time)
+
+    def still(self) -> Session:
+        """The session as it is now, for another thread to look at while this one goes on. Copies next to nothing."""
+        same = copy(self)
+        for name, value in vars(self).items():
+            setattr(same, name, _still(value))
+        return same
 
     # ── What follows from it ──────────────────────────────────────────────────────────────────────
 
@@ -535,6 +543,14 @@ _TAKERS: dict[type[Event], Callable[[Session, Any], None]] = {
     Problem: Session._take_problem,
     RunEnded: Session._take_end,
 }
+
+
+def _still(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _still(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return list(value)
+    return value.still() if isinstance(value, Column | Points | Rows) else value
 
 
 def _put(points: dict[str, Points], name: str, steps_completed: int, value: float) -> None:

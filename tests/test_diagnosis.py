@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,13 +12,14 @@ import pytest
 
 from client_callback.wire.commands import parse
 from client_callback.wire.protocol import steps_event
-from monitor.diagnosis import plateau
+from monitor.diagnosis import non_finite, plateau
 from monitor.diagnosis.case import Case
-from monitor.diagnosis.engine import PERIOD_S, RULES, Engine, diagnose
+from monitor.diagnosis.engine import PERIOD_S, RULES, Engine, Silent, diagnose, examine
 from monitor.diagnosis.examples import noisy, session_of
-from monitor.diagnosis.finding import Rule
+from monitor.diagnosis.finding import Finding, Rule
 from monitor.diagnosis.page import page
 from monitor.session import Session
+from tests.story import story
 
 HEALTHY = [pytest.param(r, e, id=f"{r.name}: {n}") for r in RULES for n, e in r.healthy.items()]
 AILING = [pytest.param(r, e, id=f"{r.name}: {n}") for r in RULES for n, e in r.ailing.items()]
@@ -125,14 +127,51 @@ def test_the_first_value_that_is_not_finite_is_named():
     assert finding.severity == "critical"
 
 
-def test_the_engine_looks_at_most_every_half_second():
-    engine = Engine()
+def test_the_engine_looks_at_most_every_half_second_and_not_in_the_callers_thread():
+    threads = []
+
+    def check(case: Case) -> list[Finding]:
+        threads.append(threading.current_thread())
+        return non_finite.check(case)
+
+    engine = Engine([non_finite.RULE._replace(check=check)])
     session = session_of({"loss": np.full(400, 1.0)})
-    findings = engine.look(session, 10.0)
-    assert findings == diagnose(session)
+    assert engine.look(session, 10.0).verdict == "healthy"
     worse = session_of({"loss": np.full(400, np.nan)})
-    assert engine.look(worse, 10.0 + PERIOD_S / 2) == findings
-    assert engine.look(worse, 10.0 + PERIOD_S) == diagnose(worse)
+    assert engine.look(worse, 10.0 + PERIOD_S / 2).verdict == "healthy"
+    assert len(threads) == 1
+    until = time.monotonic() + 10
+    while engine.look(worse, 10.0 + PERIOD_S).verdict == "healthy" and time.monotonic() < until:
+        time.sleep(0.001)
+    assert engine.look(worse, 10.0 + PERIOD_S).verdict == "stuck"
+    assert len(threads) == 2 and threads[0] is threading.current_thread() is not threads[1]
+    engine.close()
+
+
+def test_a_still_session_stays_as_it_was_while_the_other_goes_on():
+    events = story(480, epochs=20)
+    session, reference = Session(), Session()
+    for event in events[: len(events) // 2]:
+        session.apply(event)
+        reference.apply(event)
+    still = session.still()
+    expected = examine(reference)
+    for event in events[len(events) // 2 :]:
+        session.apply(event)
+    assert still == reference
+    assert examine(still) == expected
+    before = still.series["loss"].smoothed(0, 10_000, 32, 8)
+    np.testing.assert_array_equal(before, reference.series["loss"].smoothed(0, 10_000, 32, 8))
+
+
+def test_a_rule_that_fails_silences_no_other():
+    def fails(case: Case) -> list[Finding]:
+        raise ZeroDivisionError("by zero")
+
+    broken = plateau.RULE._replace(check=fails)
+    found = examine(session_of({"loss": np.full(400, np.nan)}), [broken, non_finite.RULE])
+    assert [finding.rule for finding in found.findings] == ["non-finite"]
+    assert found.silent == (Silent("plateau", "it failed: ZeroDivisionError: by zero"),)
 
 
 def test_the_gravest_finding_comes_first():

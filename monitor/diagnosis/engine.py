@@ -7,6 +7,7 @@ To add a rule: one module, one line in `RULES`. No rule is written here.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, Literal, NamedTuple
 
 from monitor.diagnosis import non_finite, plateau
@@ -51,11 +52,13 @@ def examine(session: Session, rules: Sequence[Rule] = RULES) -> Diagnosis:
     findings: list[Finding] = []
     silent: list[Silent] = []
     for rule in rules:
-        reason = rule.lacks(case)
-        if reason:
-            silent.append(Silent(rule.name, reason))
-        else:
-            findings += rule.check(case)
+        try:
+            if reason := rule.lacks(case):
+                silent.append(Silent(rule.name, reason))
+            else:
+                findings += rule.check(case)
+        except Exception as error:  # noqa: BLE001 (whatever was recorded, one rule must not silence the others)
+            silent.append(Silent(rule.name, f"it failed: {type(error).__name__}: {error}"))
     ranked = _without_symptoms(sorted(findings, key=_rank), {rule.name: rule.explains for rule in rules})
     return Diagnosis(_verdict(case, ranked), tuple(ranked), tuple(silent))
 
@@ -66,23 +69,40 @@ def diagnose(session: Session, rules: Sequence[Rule] = RULES) -> tuple[Finding, 
 
 
 class Engine:
-    """Remembers the last findings, so that asking often costs little."""
+    """Looks at a session again and again, in a thread of its own, and remembers what was found."""
 
     def __init__(self, rules: Sequence[Rule] = RULES) -> None:
         self._rules = rules
-        self._findings: tuple[Finding, ...] = ()
+        self._diagnosis = Diagnosis("healthy", (), ())
         self._looked_at_s: float | None = None
+        self._thread = ThreadPoolExecutor(1, "diagnosis")
+        self._looking: Future[Diagnosis] | None = None
 
-    def look(self, session: Session, now_s: float) -> tuple[Finding, ...]:
-        """The findings, at most `PERIOD_S` old; `now_s` comes from any clock that does not go back."""
-        if self._looked_at_s is None or now_s - self._looked_at_s >= PERIOD_S:
-            self._findings = diagnose(session, self._rules)
+    def look(self, session: Session, now_s: float) -> Diagnosis:
+        """The newest diagnosis there is, and at most every `PERIOD_S` the beginning of another.
+
+        Only the first look at a session is taken here and now, so that what is opened shows its findings at once.
+
+        Args:
+            session: may go on changing after the call.
+            now_s: from any clock that does not go back.
+        """
+        if self._looking is not None and self._looking.done():
+            self._diagnosis, self._looking = self._looking.result(), None
+        if self._looked_at_s is None:
+            self._diagnosis, self._looked_at_s = examine(session, self._rules), now_s
+        elif self._looking is None and now_s - self._looked_at_s >= PERIOD_S:
             self._looked_at_s = now_s
-        return self._findings
+            self._looking = self._thread.submit(examine, session.still(), self._rules)
+        return self._diagnosis
 
     def forget(self) -> None:
         """Looks afresh at the next call; for when another session takes the place of this one."""
-        self._looked_at_s = None
+        self._looked_at_s = self._looking = None
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._thread.shutdown(cancel_futures=True)
 
 
 def _rank(finding: Finding) -> tuple[int, float, int]:
