@@ -14,14 +14,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
 import msgspec
 
 from client_callback.wire import commands, runs
-from client_callback.wire.protocol import Reply
+from client_callback.wire.folders import RECORDING_SUFFIX
+from client_callback.wire.protocol import AnyEvent, Reply
 from client_callback.wire.recording import JournalReader, RecordingError
-from monitor import demo, export, keras_code, plain, replication, sending
+from monitor import demo, export, keras_code, plain, recorded_session, replication, report, sending
+from monitor.diagnosis.engine import examine
 from monitor.mistake import Mistake
 from monitor.sources import LiveSource, RecordedSource
 
@@ -29,6 +31,9 @@ __all__ = ["ACTIONS", "Mistake"]
 
 _THE_END = sys.maxsize
 """As a step to begin at: show all there is."""
+
+_CATCH_UP_S = 20.0
+"""So long may it take to hear all of a live run that records nothing."""
 
 Action = Callable[[argparse.Namespace], int]
 
@@ -209,6 +214,24 @@ def _export(reader: JournalReader, options: argparse.Namespace, file: TextIO) ->
     return ()
 
 
+def run_diagnose(options: argparse.Namespace) -> int:
+    """Says why a training is stuck."""
+    told = _told_by(options.run)
+    for sentence in told.missing:
+        sys.stderr.write(f"unstuck: {sentence}\n")
+    session = recorded_session.session_of(told.events)
+    if options.at is not None:
+        if options.at > session.step:
+            raise Mistake(f"--at {options.at}: {options.run} has {session.step} steps so far", 2)
+        session = recorded_session.session_of(told.events, options.at)
+    diagnosis = examine(session)
+    if options.json:
+        _say(msgspec.json.encode(report.as_object(diagnosis, session)).decode())
+    else:
+        _say(report.report(diagnosis, session, live=told.live))
+    return 0
+
+
 def run_info(options: argparse.Namespace) -> int:
     """Says what a recording holds."""
     with _reader(options.path) as reader:
@@ -231,8 +254,58 @@ ACTIONS: dict[str, Action] = {
     "runs": run_runs,
     "send": run_send,
     "export": run_export,
+    "diagnose": run_diagnose,
     "info": run_info,
 }
+
+
+class _Told(NamedTuple):
+    """All that a run or a recording tells."""
+
+    events: list[AnyEvent]
+    missing: list[str]
+    live: bool
+    """Whether commands can be sent to it."""
+
+
+def _told_by(wanted: str) -> _Told:
+    """By a recording's path, or anything that a live run answers to."""
+    live = runs.list_runs()
+    try:
+        run = runs.choose_run(wanted, live)
+    except runs.RunNotFound as error:
+        if (
+            not Path(wanted).exists()
+            and Path(wanted).name == wanted
+            and not wanted.endswith(RECORDING_SUFFIX)
+        ):
+            raise Mistake(str(error), 3) from None
+        try:
+            return _Told(*recorded_session.read(Path(wanted)), live=False)
+        except RecordingError as no_recording:
+            raise Mistake(str(no_recording), 1) from None
+    if run.recording:
+        with contextlib.suppress(RecordingError):  # removed, or the disk is full: it still answers
+            return _Told(*recorded_session.read(Path(run.recording)), live=True)
+    return _heard_from(run)
+
+
+def _heard_from(run: runs.RunFile) -> _Told:
+    """What a live run has kept in memory."""
+    events: list[AnyEvent] = []
+    with contextlib.closing(LiveSource(run)) as source:
+        deadline = time.monotonic() + _CATCH_UP_S
+        while True:
+            over = source.caught_up or source.finished.is_set()
+            events += source.poll().events
+            if over and events:
+                return _Told(events, [], live=not source.finished.is_set())
+            if over or time.monotonic() > deadline:
+                break
+            time.sleep(0.02)
+    if not events:
+        raise Mistake(f"{run.run_id} ({run.name}) did not answer within {_CATCH_UP_S:g} s", 4)
+    return _Told(events, [f"only a part of the run was heard within {_CATCH_UP_S:g} s"], live=True)
 
 
 def _choose(live: list[runs.RunFile], options: argparse.Namespace) -> runs.RunFile:

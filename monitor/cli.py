@@ -133,6 +133,25 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--what", default="steps", choices=tables)
     export.add_argument("-o", "--output", metavar="FILE", help="by default standard output")
 
+    diagnose = actions.add_parser(
+        "diagnose",
+        help="say why a training is stuck, from its recording or while it runs",
+        description="Prints the verdict, what was found with its evidence, the best explanation first, and what to "
+        "do about it. It exits with 0 whatever the verdict.",
+    )
+    diagnose.add_argument("run", metavar="PATH|RUN", help="a recording (*.unstuck), or a live run")
+    diagnose.add_argument(
+        "--json",
+        action="store_true",
+        help="print one object: verdict (healthy, suspect, stuck), findings, silent, step, run",
+    )
+    diagnose.add_argument(
+        "--at",
+        type=_step,
+        metavar="STEP",
+        help="as it stood when so many steps had been completed (default: all there are)",
+    )
+
     info = actions.add_parser("info", help="say what a recording holds")
     info.add_argument("path", metavar="PATH", help="the recording (*.unstuck)")
     info.add_argument("--json", action="store_true", help="as a JSON object")

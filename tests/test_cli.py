@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import json
+import math
 import os
 import pty
 import re
@@ -26,8 +27,13 @@ from client_callback.wire import folders, protocol, runs
 from client_callback.wire.journal import JournalWriter
 from monitor import demo, plain
 from monitor.cli import main
+from monitor.diagnosis.engine import Diagnosis
+from monitor.diagnosis.finding import Evidence, Finding
 from monitor.mistake import Mistake
+from monitor.recorded_session import session_at
+from monitor.report import as_object
 from monitor.sending import NoAnswer, send
+from monitor.session import Session
 from monitor.sources import RecordedSource
 from tests.toy_runs import description, start_training, started, steps, story, wait_until
 
@@ -536,6 +542,150 @@ def test_lines_of_a_killed_training_end_where_its_recording_ends(tmp_path):
     with contextlib.closing(RecordedSource(path, 1_000.0)) as source:
         assert plain.follow(source, out) is None
     assert out.getvalue().splitlines()[-1].startswith("step 5  loss 4")
+
+
+# ── diagnose ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def stuck(tmp_path):
+    """A recording of 600 steps at ln 2, whose loss is NaN from step 500 on; and the events in it."""
+    losses = 0.693 + np.random.default_rng(0).normal(0.0, 0.02, 600)
+    losses[500:] = np.nan
+    run = description("heart", started_at=1_000.0)
+    times = 1_000.0 + 0.1 * np.arange(1, 601)
+    events = [
+        started(run),
+        protocol.Instrumented(series=(protocol.Series(name="loss"),), time=1_000.0),
+        protocol.EpochBegan(epoch=0, time=1_000.0),
+        *(
+            protocol.steps_event(
+                first,
+                times[first : first + 50],
+                {"loss": losses[first : first + 50].astype(np.float32)},
+                time=float(times[first + 49]),
+            )
+            for first in range(0, 600, 50)
+        ),
+        protocol.EpochEnded(epoch=0, step=600, time=1_061.0, logs={"loss": math.nan}),
+    ]
+    writer = JournalWriter(tmp_path / "stuck.unstuck", run)
+    writer.append([*events, protocol.RunEnded(outcome="finished", step=600, time=1_062.0)])
+    writer.close()
+    return tmp_path / "stuck.unstuck", events
+
+
+def test_diagnose_prints_a_report_that_fits_a_terminal(stuck):
+    done = unstuck("diagnose", stuck[0])
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("STUCK: ")
+    assert lines[1].startswith("heart (") and "600 steps" in lines[1]
+    assert "1. CRITICAL: Values are not finite [non-finite]" in lines
+    assert any(line.startswith("   since step 500, 9") for line in lines)
+    assert "       unstuck send heart lr /10 from start" in lines
+    assert "       keras.optimizers.Adam(learning_rate=1e-4, global_clipnorm=1.0)" in lines
+    assert "The run is over: what can be sent is for its next time." in lines
+    assert all(len(line) <= 80 for line in lines)
+
+
+def test_diagnose_as_json_has_stable_names_and_no_nan(stuck):
+    done = unstuck("diagnose", stuck[0], "--json")
+    assert done.returncode == 0
+    told = json.loads(done.stdout, parse_constant=pytest.fail)
+    assert set(told) == {"verdict", "findings", "silent", "step", "run"}
+    assert (told["verdict"], told["step"]) == ("stuck", 600)
+    assert len(told["run"]) == 8
+    best = told["findings"][0]
+    assert set(best) == {
+        *("rule", "title", "severity", "confidence", "onset_step"),
+        *("evidence", "explanation", "remedies", "symptoms"),
+    }
+    assert (best["rule"], best["severity"], best["onset_step"]) == ("non-finite", "critical", 500)
+    assert set(best["evidence"][0]) == {"text", "step", "numbers"}
+    assert {"lr /10 from start", "pause", "stop"} <= {one.get("command") for one in best["remedies"]}
+    assert all(set(one) in ({"command", "text"}, {"advice", "code"}) for one in best["remedies"])
+    assert all(set(one) == {"rule", "reason"} and one["reason"] for one in told["silent"])
+
+
+def test_numbers_that_json_cannot_hold_are_null():
+    evidence = Evidence("loss nan", None, {"loss": math.nan, "norm": math.inf, "rate": np.float32(0.5)})
+    finding = Finding("non-finite", "Not finite", "critical", 1.0, 0, 1, (evidence,), "It is not.")
+    diagnosis = Diagnosis("stuck", (finding,), ())
+    (told,) = as_object(diagnosis, Session())["findings"]
+    assert told["evidence"] == [
+        {"text": "loss nan", "step": None, "numbers": {"loss": None, "norm": None, "rate": 0.5}}
+    ]
+
+
+def test_diagnose_at_a_step_knows_nothing_of_what_came_later(stuck, capsys):
+    assert main(["diagnose", str(stuck[0]), "--at", "500", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["step"] == 500
+    assert {one["rule"] for one in told["findings"]}.isdisjoint({"non-finite"})
+    assert main(["diagnose", str(stuck[0]), "--at", "501", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["findings"][0]["rule"] == "non-finite"
+    assert main(["diagnose", str(stuck[0]), "--at", "0"]) == 0
+    assert "could not be judged:" in capsys.readouterr().out
+    assert main(["diagnose", str(stuck[0]), "--at", "601"]) == 2
+    assert "has 600 steps so far" in one_line(capsys.readouterr().err)
+
+
+def told_steps(run):
+    done = unstuck("diagnose", run.run_id, "--json")
+    return json.loads(done.stdout)["step"] if done.returncode == 0 else 0
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_diagnose_of_a_live_run_reads_its_recording_or_asks_it(stuck, capsys, recorded):
+    run = description("heart")
+    link = Link(run, record=recorded)
+    link.send(started(run))
+    for event in stuck[1][1:]:
+        link.send(event)
+    wait_until(lambda: told_steps(run) == 600)
+    assert main(["diagnose", "heart"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert "1. CRITICAL: Values are not finite [non-finite]" in captured.out
+    assert f"unstuck send {run.run_id} pause" in captured.out
+    assert "The run is over" not in captured.out
+    assert main(["diagnose", run.run_id, "--at", "400", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["step"], told["run"]) == (400, run.run_id)
+    link.close()
+
+
+def test_diagnose_says_what_it_cannot_read_or_find(tmp_path, capsys):
+    other = tmp_path / "notes.txt"
+    other.write_text("loss 0.69")
+    assert main(["diagnose", str(other)]) == 1
+    assert "is no recording of unstuck" in one_line(capsys.readouterr().err)
+    assert main(["diagnose", str(tmp_path / "absent.unstuck")]) == 1
+    assert "No such file" in one_line(capsys.readouterr().err)
+    assert main(["diagnose", "absent"]) == 3
+    assert "no live run 'absent'" in one_line(capsys.readouterr().err)
+    with pytest.raises(SystemExit) as caught:
+        main(["diagnose", "x", "--at", "-1"])
+    assert caught.value.code == 2
+
+
+@pytest.mark.parametrize("step", [0, 1, 7, 200, 399, 400])
+def test_a_session_at_a_step_is_that_of_a_replay_that_has_got_there(recording, step):
+    replayed = Session()
+    with contextlib.closing(RecordedSource(recording, start_step=step)) as source:
+        for event in source.poll().events:
+            replayed.apply(event)
+    there = session_at(recording, step)
+    assert len(there.times) == step
+    assert there.series == replayed.series and there.statistics == replayed.statistics
+    assert (there.step, there.epochs, there.epoch_ends) == (step, replayed.epochs, replayed.epoch_ends)
+    assert [reply.id for reply in there.replies] == [reply.id for reply in replayed.replies]
+    assert (there.ended is not None) == (step == 400)
+
+
+def test_a_session_without_a_step_is_all_of_it(recording):
+    assert session_at(recording, None) == session_at(recording, 400) == session_at(recording, 10_000)
 
 
 # ── The program itself ────────────────────────────────────────────────────────────────────────────

@@ -97,6 +97,11 @@ class LiveSource:
         """What is wrong with the connection; empty when nothing is."""
         return self._connection
 
+    @property
+    def caught_up(self) -> bool:
+        """Whether all that the run had told when it was last heard is here, or waits for the next `poll`."""
+        return self._welcomed and self._order.last_seq >= self._known_seq
+
     def poll(self) -> Update:
         """What came since the last call. Never blocks."""
         with self._lock:
@@ -218,6 +223,7 @@ class LiveSource:
             if answer.run.run_id != self.run.run_id:
                 self._connection = f"another run ({answer.run.name}) uses this endpoint now"
                 return
+            self._known_seq = max(self._known_seq, answer.last_seq)  # before: `caught_up` reads both
             self._welcomed = True
             self._actions = answer.run.actions
             self._recording = answer.recording
