@@ -22,7 +22,7 @@ from client_callback.wire import commands, runs
 from client_callback.wire.folders import RECORDING_SUFFIX
 from client_callback.wire.protocol import AnyEvent, Reply
 from client_callback.wire.recording import JournalReader, RecordingError
-from monitor import demo, export, keras_code, plain, recorded_session, replication, report, sending
+from monitor import demo, doctor, export, keras_code, plain, recorded_session, replication, report, sending
 from monitor.diagnosis.engine import examine
 from monitor.mistake import Mistake
 from monitor.sources import LiveSource, RecordedSource
@@ -232,6 +232,38 @@ def run_diagnose(options: argparse.Namespace) -> int:
     return 0
 
 
+def run_doctor(options: argparse.Namespace) -> int:
+    """Runs a script with a monitor in every fit, and says why its training is stuck."""
+    outcome = doctor.examine_script(
+        options.script,
+        options.arguments,
+        steps=options.steps,
+        seconds=options.seconds,
+        python=options.python,
+        output=sys.stderr if options.json else None,
+    )
+    worst, *others = outcome.fits
+    told = report.as_object(worst.diagnosis, worst.session)
+    if options.json:
+        fits = [
+            {
+                **report.as_object(fit.diagnosis, fit.session),
+                "fit": fit.number,
+                "recording": str(fit.recording),
+            }
+            for fit in outcome.fits
+        ]
+        _say(msgspec.json.encode({**told, "fits": fits}).decode())
+    else:
+        _say(f"\nfit {worst.number} of {len(outcome.fits)}; recording: {worst.recording}")
+        _say(report.report(worst.diagnosis, worst.session, live=False))
+        for fit in others:
+            _say(f"fit {fit.number}: {report.in_brief(fit.diagnosis)}; recording: {fit.recording}")
+    if outcome.code:
+        sys.stderr.write(f"unstuck: {options.script} ended with exit code {outcome.code}\n")
+    return 0
+
+
 def run_info(options: argparse.Namespace) -> int:
     """Says what a recording holds."""
     with _reader(options.path) as reader:
@@ -255,6 +287,7 @@ ACTIONS: dict[str, Action] = {
     "send": run_send,
     "export": run_export,
     "diagnose": run_diagnose,
+    "doctor": run_doctor,
     "info": run_info,
 }
 

@@ -152,6 +152,28 @@ def _parser() -> argparse.ArgumentParser:
         help="as it stood when so many steps had been completed (default: all there are)",
     )
 
+    doctor = actions.add_parser(
+        "doctor",
+        help="run a training script as it is, and say why it is stuck",
+        description="Runs an unmodified Keras script with a monitor in every fit, and prints what `diagnose` says of "
+        "the worst of them. Options of doctor come before SCRIPT, those after it are the script's.",
+    )
+    doctor.add_argument(
+        "--steps", type=_count, metavar="N", help="end it after so many calls of the train step"
+    )
+    doctor.add_argument(
+        "--seconds", type=_seconds, metavar="S", help="end it after so many seconds of training"
+    )
+    doctor.add_argument(
+        "--json",
+        action="store_true",
+        help="print one object: as diagnose for the worst fit, and `fits` with one for each; what the script prints "
+        "goes to standard error",
+    )
+    doctor.add_argument("--python", metavar="PATH", help="interpreter to run it with (default: this one)")
+    doctor.add_argument("script", metavar="SCRIPT")
+    doctor.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGS", help="for the script")
+
     info = actions.add_parser("info", help="say what a recording holds")
     info.add_argument("path", metavar="PATH", help="the recording (*.unstuck)")
     info.add_argument("--json", action="store_true", help="as a JSON object")
@@ -178,6 +200,12 @@ def _speed(text: str) -> float:
 
 def _seconds(text: str) -> float:
     return _positive(text, "a positive number of seconds")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)
 
 
 def _positive(text: str, what: str) -> float:

@@ -47,6 +47,14 @@ def report(diagnosis: Diagnosis, session: Session, *, live: bool) -> str:
     return "\n".join(lines)
 
 
+def in_brief(diagnosis: Diagnosis) -> str:
+    """The verdict and the best explanation, in half a line."""
+    best = next(iter(diagnosis.findings), None)
+    if best is None or best.severity == "note":
+        return diagnosis.verdict
+    return f"{diagnosis.verdict}, {best.title} [{best.rule}]"
+
+
 def as_object(diagnosis: Diagnosis, session: Session) -> dict[str, object]:
     """For JSON; numbers that are not finite are None."""
     return {
