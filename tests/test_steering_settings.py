@@ -162,16 +162,19 @@ def test_what_is_so_already_changes_nothing_and_says_so():
 def test_a_layers_number_and_the_optimizers_go_in_together_with_one_trace_and_out_with_one_undo():
     keras.utils.set_random_seed(1)
     model = keras.Sequential(
-        [keras.layers.Input((4,)), keras.layers.Dropout(0.2, seed=1), keras.layers.Dense(1, name="last")]
+        [
+            keras.layers.Input((4,)),
+            keras.layers.Dropout(0.2, seed=1, name="drop"),
+            keras.layers.Dense(1, name="last"),
+        ]
     )
     optimizer = SGD(0.05)
-    script = {3: ["set momentum=0.9 dropout.rate=0.4 last.l2=0.01", "undo"]}
+    script = {3: ["set momentum=0.9 drop.rate=0.4 last.l2=0.01", "undo"]}
     model, fit = steered(optimizer, script, model=model, epochs=1)
     changed, undone = fit.replies
-    dropout = model.layers[0].name
     assert changed.status == undone.status == "applied", fit.replies
-    assert changed.before == {"momentum": 0.0, f"{dropout}.rate": 0.2, "last.l2": 0.0}
-    assert changed.after == {"momentum": 0.9, f"{dropout}.rate": 0.4, "last.l2": 0.01}
+    assert changed.before == {"momentum": 0.0, "drop.rate": 0.2, "last.l2": 0.0}
+    assert changed.after == {"momentum": 0.9, "drop.rate": 0.4, "last.l2": 0.01}
     assert fit.traces == 2 and model.optimizer is optimizer and model.layers[0].rate == 0.2
 
 
