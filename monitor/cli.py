@@ -13,6 +13,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from monitor.demo_names import ALL
+
 EPILOG = """
 exit codes: 0 done (send: applied; applied without effect, which the answer says; or planned); 1 refused, failed,
 or the file cannot be read; 2 not understood; 3 no such run; 4 no answer in time
@@ -58,8 +60,15 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = actions.add_parser("demo", help="train a small real network here and watch it")
     demo.add_argument(
-        "name", nargs="?", default="heart", choices=("heart", "digits"), help="heart (gets stuck) or digits"
+        "name",
+        nargs="?",
+        default="heart",
+        choices=tuple(ALL),
+        metavar="NAME",
+        help="heart (gets stuck; the default), digits (healthy) or an ailment; --list tells all",
     )
+    demo.add_argument("--list", action="store_true", help="tell what there is")
+    demo.add_argument("--repaired", action="store_true", help="an ailment's repaired twin")
     _add_drawing(demo)
 
     watch = actions.add_parser("watch", help="watch a live run and steer it")

@@ -1,4 +1,4 @@
-"""Trains one ailment, or its repaired twin, with a monitor attached: `python -m demos.ailments learning-rate-high`."""
+"""Trains one ailment, or its repaired twin, with a monitor attached: `python -m demos.ailments dead-units`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The data that the ailing and healthy trainings learn from: all of it comes with Python, scikit-learn or is made here.
+"""What ailing and healthy trainings learn from: it comes with Python or scikit-learn, or is made here.
 
 Each function returns a `Split`, another one for each seed, as it would come from a file: not scaled, labels as
 integers. What a script does to it before `fit` is in `recipe` (scaling, one-hot) and `spoiling` (mistakes).

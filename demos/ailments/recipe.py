@@ -129,7 +129,8 @@ class Recipe:
     def _training(
         self, model: keras.Model, split: Split, to_target: Callable[[Array], Array], seed: int
     ) -> Training:
-        x, y = split.x, self._encoded(split.y, split.classes)
+        x: Any = split.x
+        y: Any = self._encoded(split.y, split.classes)
         arguments: dict[str, Any] = {"epochs": self.epochs, "verbose": 0}
         if self.validated:
             arguments["validation_data"] = (

@@ -140,6 +140,11 @@ def multiplied(factor: float, shift: float = 0.0) -> Callable[[Array], Array]:
     return mislabel
 
 
+def as_column(labels: Array) -> Array:
+    """Class numbers `[N, 1]`, which a squared error spreads over all outputs without a word."""
+    return labels.astype(np.float32)[:, None]
+
+
 # ── Mistakes inside a network ─────────────────────────────────────────────────────────────────────
 
 
