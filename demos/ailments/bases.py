@@ -81,6 +81,7 @@ BASES: dict[str, Recipe] = {
         batch_size=32,
         epochs=12,
         pipeline=True,
+        score="balanced accuracy",
     ),
     "breast-cancer": Recipe(
         "breast-cancer",

@@ -28,6 +28,7 @@ HOUSING_EXAMPLES = 2400
 SNIPPETS_PER_CLASS = 700
 VOCABULARY = 1000
 """Words are hashed into so many; 0 is padding."""
+PROSE_SNIPPETS = 2400
 SNIPPET_WORDS = 32
 PACKAGES = ("asyncio", "email", "unittest", "multiprocessing")
 """Of the standard library; the classes of `text`."""
@@ -166,7 +167,7 @@ def _snippets() -> tuple[Array, Array]:
 def _prose() -> tuple[Array, Array]:
     rng = np.random.default_rng(4)
     pieces = [lines for package in PACKAGES for lines in _pieces(package, 3)]
-    chosen = rng.choice(len(pieces), min(1500, len(pieces)), replace=False)
+    chosen = rng.choice(len(pieces), min(PROSE_SNIPPETS, len(pieces)), replace=False)
     held = [pieces[number] for number in chosen]
     labels = [int('"""' in lines or "# " in lines) for lines in held]
     # The signs that give it away are no words: what remains is the language.
