@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.select:
         from tests.diagnosis_benchmark import selection
 
-        selection.select(folder, options.seeds, options.jobs, options.only)
+        selection.select(folder, options)
         return 0
 
     from tests.diagnosis_benchmark.cases import all_cases
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         and (not options.only or any(part in case.name for part in options.only))
         and (options.mutants or case.kind != "mutant")
     ]
-    jobs = [Job(case.name, case.digest, seed) for case in cases for seed in range(options.seeds)]
+    jobs = [Job(case.name, case.digest, seed) for seed in range(options.seeds) for case in cases]
     if options.score_only:
         outcomes = [known for job in jobs if (known := read_outcome(job, folder)) is not None]
         print(f"{len(outcomes)} of {len(jobs)} runs have been trained")
@@ -160,6 +160,12 @@ def _parser() -> argparse.ArgumentParser:
         "--select",
         action="store_true",
         help="train the mutants, and write down which are worse than their base",
+    )
+    parser.add_argument(
+        "--per-base",
+        type=int,
+        metavar="N",
+        help="with --select: so many mutants of each base, drawn by chance; by default all",
     )
     return parser
 

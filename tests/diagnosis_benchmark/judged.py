@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import contextlib
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from monitor.diagnosis.engine import Diagnosis, examine
-from monitor.sources.recorded import session_at
+from monitor.session import Session
+from monitor.sources import RecordedSource
+
+END = sys.maxsize
+"""Beyond the last step: all there is."""
 
 FINEST = 20
-"""Steps between the first points of the grid."""
+"""Steps between the first points of the grid; fewer in a run of few steps."""
 WIDENING = 1.12
 """From then on each gap is so much wider: what comes late need not be told to the step."""
 
@@ -61,15 +67,22 @@ class Judgement:
         return next((said for said in self.said if said.alarm and accepted & set(said.rules[:within])), None)
 
 
-def judge(recording: Path, steps: int, *, whole: bool = True) -> Judgement:
-    """Reads a recording of so many steps; `whole`: at all steps of the grid, not only at its end."""
-    points: Sequence[int | None] = [*grid(steps), None] if whole else [None]
-    return Judgement(tuple(_said(recording, steps, at) for at in points))
+def judge(recording: Path, steps: int) -> Judgement:
+    """Reads a recording of so many steps once, and asks at each step of the grid and at its end."""
+    session = Session()
+    said = []
+    with contextlib.closing(RecordedSource(recording, start_step=0)) as source:
+        for at in (*grid(steps), END):
+            source.seek(at)
+            for event in source.poll().events:
+                session.apply(event)
+            said.append(_said(examine(session), min(at, steps)))
+    return Judgement(tuple(said))
 
 
 def grid(steps: int) -> Iterator[int]:
     """Steps at which to look, the end left out."""
-    at, gap = float(FINEST), float(FINEST)
+    gap = at = float(min(FINEST, max(1, steps // 10)))
     while at < steps:
         yield round(at)
         if at >= 10 * FINEST:
@@ -77,14 +90,13 @@ def grid(steps: int) -> Iterator[int]:
         at += gap
 
 
-def _said(recording: Path, steps: int, at: int | None) -> Said:
-    diagnosis: Diagnosis = examine(session_at(recording, at))
+def _said(diagnosis: Diagnosis, step: int) -> Said:
     findings = [finding for finding in diagnosis.findings if finding.severity != "note"]
-    commands = [remedy.command for remedy in findings[0].remedies if remedy.command] if findings else []
+    remedies = findings[0].remedies if findings else ()
     return Said(
-        step=steps if at is None else at,
+        step=step,
         verdict=diagnosis.verdict,
         rules=tuple(finding.rule for finding in findings),
         severities=tuple(finding.severity for finding in findings),
-        command=commands[0] if commands else None,
+        command=next((remedy.command for remedy in remedies if remedy.command), None),
     )

@@ -6,6 +6,7 @@ medians differ by at least `EFFECT`. One that is no worse than that on each of t
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from statistics import median
 
 from scipy.stats import mannwhitneyu
 
-from demos.ailments.mutations import SELECTED
+from demos.ailments.mutations import SELECTED, mutants
 from tests.diagnosis_benchmark.cases import Case, all_cases, candidates
 from tests.diagnosis_benchmark.trained import Job, Outcome, train_all
 
@@ -24,10 +25,14 @@ SCREENED = 2
 """Seeds after which a mutant that does no harm is given up."""
 
 
-def select(folder: Path, seeds: int, processes: int, only: Sequence[str]) -> None:
+def select(folder: Path, options: argparse.Namespace) -> None:
     """Trains, decides, writes, prints."""
+    seeds, processes = options.seeds, options.jobs
+    drawn = {f"mutant:{mutant.key}" for mutant in mutants(per_base=options.per_base)}
     cases = {
-        name: case for name, case in candidates().items() if not only or any(part in name for part in only)
+        name: case
+        for name, case in candidates().items()
+        if name in drawn and (not options.only or any(part in name for part in options.only))
     }
     bases = {f"healthy:{_base(name)}" for name in cases}
     healthy = {name: case for name, case in all_cases().items() if name in bases}
@@ -49,10 +54,9 @@ def select(folder: Path, seeds: int, processes: int, only: Sequence[str]) -> Non
         print(f"{'kept   ' if worse else 'dropped'} {name:48} {_spelled(base)}  →  {_spelled(mutant)}")
         if worse:
             kept[name.removeprefix("mutant:")] = {"base": _rounded(base), "mutant": _rounded(mutant)}
-    if only:  # the others stay as they were
-        before = json.loads(SELECTED.read_text())["mutants"] if SELECTED.exists() else {}
-        tried = {name.removeprefix("mutant:") for name in cases}
-        kept |= {name: found for name, found in before.items() if name not in tried}
+    before = json.loads(SELECTED.read_text())["mutants"] if SELECTED.exists() else {}
+    untried = {name: found for name, found in before.items() if f"mutant:{name}" not in cases}
+    kept |= untried  # they stay as they were
     text = {"seeds": seeds, "level": LEVEL, "effect": EFFECT, "mutants": dict(sorted(kept.items()))}
     SELECTED.write_text(json.dumps(text, indent=1) + "\n")
     print(f"{len(kept)} mutants are worse than their bases; {SELECTED.name} holds them")
