@@ -12,7 +12,7 @@ INSTALL := python -m pip install --quiet --disable-pip-version-check
 LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 NEW_ENOUGH = $(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit(f"unstuck needs Python 3.11 or newer; $(PYTHON) is {sys.version.split()[0]}. Name another one: make setup PYTHON=python3.12")'
 
-.PHONY: demo test test-jax test-torch setup check format rules lock bench clean
+.PHONY: demo test test-jax test-torch setup check format rules lock bench benchmark-diagnosis clean
 
 demo: setup
 	@$(BIN)/unstuck demo
@@ -39,6 +39,10 @@ check: setup
 # With the loggers it is compared to.
 bench: $(BENCH_READY)
 	@$(BIN)/python -m tests.bench
+
+# How often the diagnosis is right; hours the first time. ARGUMENTS="--part tuning --seeds 2" and so on.
+benchmark-diagnosis: setup
+	@KERAS_BACKEND=tensorflow $(BIN)/python -m tests.diagnosis_benchmark $(ARGUMENTS)
 
 $(BENCH_READY): $(READY) requirements/bench.txt
 	$(BIN)/$(INSTALL) --require-hashes -r requirements/bench.txt

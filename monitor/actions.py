@@ -23,6 +23,7 @@ from client_callback.wire.folders import RECORDING_SUFFIX
 from client_callback.wire.protocol import AnyEvent, Reply
 from client_callback.wire.recording import JournalReader, RecordingError
 from monitor import demo, doctor, export, keras_code, plain, recorded_session, replication, report, sending
+from monitor.demo_names import listing
 from monitor.diagnosis.engine import examine
 from monitor.mistake import Mistake
 from monitor.sources import LiveSource, RecordedSource
@@ -40,7 +41,10 @@ Action = Callable[[argparse.Namespace], int]
 
 def run_demo(options: argparse.Namespace) -> int:
     """Starts a demo's training as a process of its own and watches it."""
-    training = demo.start(options.name)
+    if options.list:
+        _say(listing())
+        return 0
+    training = demo.start(options.name, repaired=options.repaired)
     try:
         run = demo.wait_for_run(training)
     except KeyboardInterrupt:

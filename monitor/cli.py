@@ -12,6 +12,12 @@ import math
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from monitor.demo_names import ALL
+
+if TYPE_CHECKING:
+    _Actions = argparse._SubParsersAction[argparse.ArgumentParser]
 
 EPILOG = """
 exit codes: 0 done (send: applied; applied without effect, which the answer says; or planned); 1 refused, failed,
@@ -55,11 +61,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"unstuck {_Version()}")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    for add in (_add_watching, _add_steering, _add_diagnosis, _add_files):
+        add(actions)
+    return parser
 
+
+def _add_watching(actions: _Actions) -> None:
     demo = actions.add_parser("demo", help="train a small real network here and watch it")
     demo.add_argument(
-        "name", nargs="?", default="heart", choices=("heart", "digits"), help="heart (gets stuck) or digits"
+        "name",
+        nargs="?",
+        default="heart",
+        choices=tuple(ALL),
+        metavar="NAME",
+        help="heart (gets stuck; the default), digits (healthy) or an ailment; --list tells all",
     )
+    demo.add_argument("--list", action="store_true", help="tell what there is")
+    demo.add_argument("--repaired", action="store_true", help="an ailment's repaired twin")
     _add_drawing(demo)
 
     watch = actions.add_parser("watch", help="watch a live run and steer it")
@@ -75,6 +93,8 @@ def _parser() -> argparse.ArgumentParser:
     runs = actions.add_parser("runs", help="list the live runs of this machine")
     runs.add_argument("--json", action="store_true", help="as a JSON array")
 
+
+def _add_steering(actions: _Actions) -> None:
     send = actions.add_parser(
         "send",
         help="send one command to a live run and print its answer",
@@ -119,20 +139,8 @@ def _parser() -> argparse.ArgumentParser:
         "--take-control", action="store_true", help="first take control from the monitor that has it"
     )
 
-    export = actions.add_parser(
-        "export",
-        help="write a recording as CSV, JSON lines, or Keras code that repeats its commands",
-        description="`--to keras` writes a Python module with a callback that repeats, without unstuck, what was "
-        "done to the run; what cannot be repeated is named on standard error. In tables steps are counted from 0; "
-        "values that are no number are nan, inf or -inf in CSV and null in JSON lines; empty (null) is what was not "
-        "recorded.",
-    )
-    export.add_argument("path", metavar="PATH", help="the recording (*.unstuck)")
-    export.add_argument("--to", required=True, choices=("csv", "jsonl", "keras"))
-    tables = ("steps", "epochs", "layers", "statistics", "resources", "events")
-    export.add_argument("--what", default="steps", choices=tables)
-    export.add_argument("-o", "--output", metavar="FILE", help="by default standard output")
 
+def _add_diagnosis(actions: _Actions) -> None:
     diagnose = actions.add_parser(
         "diagnose",
         help="say why a training is stuck, from its recording or while it runs",
@@ -174,10 +182,25 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("script", metavar="SCRIPT")
     doctor.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGS", help="for the script")
 
+
+def _add_files(actions: _Actions) -> None:
+    export = actions.add_parser(
+        "export",
+        help="write a recording as CSV, JSON lines, or Keras code that repeats its commands",
+        description="`--to keras` writes a Python module with a callback that repeats, without unstuck, what was "
+        "done to the run; what cannot be repeated is named on standard error. In tables steps are counted from 0; "
+        "values that are no number are nan, inf or -inf in CSV and null in JSON lines; empty (null) is what was not "
+        "recorded.",
+    )
+    export.add_argument("path", metavar="PATH", help="the recording (*.unstuck)")
+    export.add_argument("--to", required=True, choices=("csv", "jsonl", "keras"))
+    tables = ("steps", "epochs", "layers", "statistics", "resources", "events")
+    export.add_argument("--what", default="steps", choices=tables)
+    export.add_argument("-o", "--output", metavar="FILE", help="by default standard output")
+
     info = actions.add_parser("info", help="say what a recording holds")
     info.add_argument("path", metavar="PATH", help="the recording (*.unstuck)")
     info.add_argument("--json", action="store_true", help="as a JSON object")
-    return parser
 
 
 class _Version:

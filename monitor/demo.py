@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from client_callback.wire import folders, runs
 from client_callback.wire.runs import RunFile
+from monitor.demo_names import AILMENTS
 from monitor.mistake import Mistake
 
 _TAIL_LINES = 15
@@ -42,9 +43,16 @@ class Training(NamedTuple):
     """What it prints."""
 
 
-def start(name: str) -> Training:
-    """Starts the training of demo `name`; it does not end with this process."""
-    module, search_path = _module(name)
+def start(name: str, *, repaired: bool = False) -> Training:
+    """Starts the training of demo `name`, of an ailment its repaired twin; it does not end with this process.
+
+    Raises:
+        Mistake: there is no such demo, or what it needs is not installed.
+    """
+    if repaired and name not in AILMENTS:
+        raise Mistake(f"{name!r} has no repaired twin; those of `unstuck demo --list` below digits have", 2)
+    module, search_path = _module("ailments" if name in AILMENTS else name)
+    arguments = [name] * (name in AILMENTS) + ["--repaired"] * repaired
     _check_installed()
     log = folders.logs_folder() / f"demo-{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     environment = {"TF_CPP_MIN_LOG_LEVEL": "3", **os.environ, "PYTHONUNBUFFERED": "1"}
@@ -54,7 +62,7 @@ def start(name: str) -> Training:
         )
     with os.fdopen(os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600), "wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", module],
+            [sys.executable, "-m", module, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -128,10 +136,12 @@ def terminated_as_interrupt() -> Iterator[None]:
 def _module(name: str) -> tuple[str, str]:
     """The demo's module, and the folder that must be on the path for it ("" when it is installed)."""
     here = Path(__file__).resolve().parent
-    if (here / "_demos" / f"{name}.py").exists():
-        return f"monitor._demos.{name}", ""
-    if (here.parent / "demos" / f"{name}.py").exists():
-        return f"demos.{name}", str(here.parent)
+    for folder, package, search_path in (
+        (here / "_demos", "monitor._demos", ""),
+        (here.parent / "demos", "demos", str(here.parent)),
+    ):
+        if (folder / f"{name}.py").exists() or (folder / name / "__main__.py").exists():
+            return f"{package}.{name}", search_path
     raise Mistake(f"the demo {name!r} is not part of this installation (looked in {here})", 1)
 
 

@@ -50,6 +50,11 @@ def logs_folder() -> Path:
     return private_folder((_home() or Path(platformdirs.user_data_dir(_APPLICATION))) / "logs")
 
 
+def cache_folder() -> Path:
+    """What can be made again; made 0700."""
+    return private_folder((_home() or Path(platformdirs.user_cache_dir(_APPLICATION))) / "cache")
+
+
 def private_folder(folder: Path) -> Path:
     """Makes `folder` (0700) or checks that it is this user's own.
 
