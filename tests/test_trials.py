@@ -21,8 +21,11 @@ from client_callback import MonitorCallback, Run
 from client_callback.instrument import batches
 from client_callback.steering.backends import current_backend
 from client_callback.steering.handlers import trial
+from client_callback.steering.training import Refused
+from client_callback.steering.trial_data import altered
 from client_callback.steering.trial_statistics import better_beyond_chance, mean_interval, student_quantile
 from client_callback.wire import commands
+from client_callback.wire.commands import CommandError
 from client_callback.wire.protocol import Command, Problem, Reply, StateChanged, TrialEnded
 from client_callback.wire.range_test import read_range_test
 from tests.recorded import of_kind, series
@@ -292,6 +295,40 @@ def test_candidates_are_ranked_and_those_that_diverge_are_given_up():
     assert told.tells == ("'keep' is better beyond chance" in reply.reason)
     states = [(event.step, event.state) for event in of_kind(done.recording, StateChanged)]
     assert (3, "trial") in states and states[states.index((3, "trial")) + 1] == (3, "running")
+
+
+def test_other_data_tell_where_a_fault_is_and_nothing_of_it_stays():
+    text = "trial keep zero-inputs standard-inputs one-batch for 15 steps"
+    way = Way(optimizer=lambda: keras.optimizers.Adam(0.05))
+    done, alone = trained(way, {3: [text]}, epochs=1), trained(way, None, epochs=1)
+    (told,) = done.trials().values()
+    found = {result.text: result for result in told.results}
+    assert set(found) == {"keep", "zero-inputs", "standard-inputs", "one-batch"}
+    assert not any(result.note for result in told.results), told.results
+    assert losses(found["one-batch"])[0] == losses(found["keep"])[0]
+    assert told.results[0].text == "one-batch" and told.results[-1].text == "zero-inputs"
+    assert done.history == alone.history
+    for one, other in zip(done.variables, alone.variables, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_batches_are_altered_as_numpy_does_it():
+    parts = [(X[:8], Y[:8]), (X[8:16] * [1, 1, 1, 1, 1, 0] * 40 + 7, Y[8:16]), (X[16:19], Y[16:19])]
+    given = [tuple(keras.ops.convert_to_tensor(part) for part in (x.astype("float32"), y)) for x, y in parts]
+    whole = np.concatenate([x for x, _ in parts]).astype("float32").astype("float64")
+    standard = [keras.ops.convert_to_numpy(x) for x, _ in altered(given, "standard-inputs")]
+    expected = (whole - whole.mean(axis=0)) / whole.std(axis=0)
+    np.testing.assert_allclose(np.concatenate(standard), expected, rtol=1e-4, atol=1e-5)
+    for (x, y), (zero, same) in zip(given, altered(given, "zero-inputs"), strict=True):
+        assert same is y and zero.shape == x.shape and not keras.ops.convert_to_numpy(zero).any()
+    assert all(one is given[0] for one in altered(given, "one-batch"))
+
+
+def test_inputs_that_are_whole_numbers_cannot_be_standardised():
+    with pytest.raises(Refused, match="int32 cannot be standardised"):
+        altered([(keras.ops.convert_to_tensor(Y), None)], "standard-inputs")
+    with pytest.raises(CommandError, match="one-batch tries other data, which cannot be adopted"):
+        commands.parse("trial keep one-batch for 10 steps --adopt")
 
 
 def test_the_winner_is_adopted_as_a_command_that_can_be_undone():

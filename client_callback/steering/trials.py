@@ -23,9 +23,10 @@ from client_callback.steering.learning_rate import set_rates
 from client_callback.steering.settings import read_settings, settings_of
 from client_callback.steering.state import State, capture, restore
 from client_callback.steering.training import Batches, Refused, Training, stand_in
+from client_callback.steering.trial_data import altered
 from client_callback.steering.trial_runners import Runner, Surroundings, make_runner
 from client_callback.steering.trial_statistics import Interval, mean_interval, scored_steps
-from client_callback.wire.commands import Instruction
+from client_callback.wire.commands import Instruction, TryData
 from client_callback.wire.protocol import Float64
 
 DIVERGED_AT = 4.0
@@ -98,10 +99,13 @@ class Bench:
         restore(self.training.model, self._start, _directly)
         self._surroundings.put_back()
 
-    def losses(self) -> Iterator[float]:
-        """Trains on one batch after the other, and tells the loss of each."""
+    def losses(self, data: TryData | None = None) -> Iterator[float]:
+        """Trains on one batch after the other, or on what `data` makes of them, and tells the loss of each."""
+        batches = self._batches.batches
+        if data is not None:
+            batches = altered(batches, data.kind)
         runner = self._runner()
-        for batch in self._batches.batches:
+        for batch in batches:
             yield runner.train(self._batches.alone(batch))
 
     def _runner(self) -> Runner:
@@ -142,7 +146,7 @@ def compare(place: Bench, candidates: Sequence[Tried], handlings: Handlings, tim
     for one in candidates:
         place.begin()
         try:
-            if one.instruction is not None:
+            if one.instruction is not None and not isinstance(one.instruction, TryData):
                 handlings[type(one.instruction)].carry_out(place.training, one.instruction, time)
             _train(place, one, -math.inf if math.isnan(before) else before)
         except Refused as refusal:
@@ -180,7 +184,8 @@ def _train(place: Bench, one: Tried, before: float) -> None:
     """`before`: the loss that training had, -∞ where it is not known; a single first batch may be an easy one."""
     above = 0
     patience = min(MOST_PATIENCE, max(LEAST_PATIENCE, round(place.steps * PATIENCE_SHARE)))
-    for loss in place.losses():
+    data = one.instruction if isinstance(one.instruction, TryData) else None
+    for loss in place.losses(data):
         one.losses.append(loss)
         step = len(one.losses)
         if math.isnan(loss):

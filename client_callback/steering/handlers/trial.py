@@ -92,7 +92,7 @@ class Trials:
         traces = 0
         lines: list[PlanLine] = []
         for text, one in zip(instruction.texts, instruction.candidates, strict=True):
-            if one is None:
+            if one is None or isinstance(one, commands.TryData):
                 continue
             try:
                 planned = self._handlings[type(one)].plan(training, one)

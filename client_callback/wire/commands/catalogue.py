@@ -138,6 +138,7 @@ COMMANDS: dict[str, CommandHelp] = {
                 'trial keep "lr x0.1" "sgd 0.05 momentum=0.9" for 100 steps',
                 'trial "adam 1e-4" "sgd 1e-4" for 100 steps from start --adopt',
                 "trial lr 1e-5..1 for 60 steps",
+                "trial keep zero-inputs standard-inputs one-batch for 40 steps",
             ),
             p.parse_trial,
             "later",

@@ -197,10 +197,21 @@ class CancelTimer(_Instruction, frozen=True):
     """`None`: all."""
 
 
+DataKind = Literal["zero-inputs", "standard-inputs", "one-batch"]
+"""`zero-inputs`: whether the inputs matter at all. `standard-inputs`: each feature with mean 0 and deviation 1.
+`one-batch`: the same batch in each step, which a sound model learns by heart."""
+
+
+class TryData(_Instruction, frozen=True):
+    """A candidate of a trial: everything as it is, on other data. It tells where the fault is; nothing to adopt."""
+
+    kind: DataKind
+
+
 class Trial(_Instruction, frozen=True):
     """`trial "adam 1e-4" "sgd 0.05 momentum=0.9" keep for 100 steps [from start] [--adopt]`."""
 
-    candidates: tuple[SwitchOptimizer | SetRate | ScaleRate | None, ...]
+    candidates: tuple[SwitchOptimizer | SetRate | ScaleRate | TryData | None, ...]
     """`None`: everything as it is."""
     texts: tuple[str, ...]
     """The candidates as they were written."""
@@ -254,6 +265,7 @@ Instruction = (
     | ListTimers
     | CancelTimer
     | Trial
+    | TryData
     | RangeTest
     | TakeControl
     | ReleaseControl

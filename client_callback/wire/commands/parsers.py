@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
+from typing import get_args
 
 from client_callback.wire.commands import instructions as i
 from client_callback.wire.commands import words as w
@@ -246,11 +247,17 @@ def parse_trial(words: Sequence[str], usage: str) -> Instruction:
     if len(set(texts)) < len(texts):
         raise CommandError("trial: a candidate is given twice")
     candidates = tuple(_candidate(text, usage) for text in texts)
+    for text, one in zip(texts, candidates, strict=True):
+        if adopt and isinstance(one, i.TryData):
+            raise CommandError(f"trial: {text} tries other data, which cannot be adopted; leave --adopt out")
     return i.Trial(candidates, tuple(texts), steps, start, adopt)
 
 
 _MOST_CANDIDATES = 16
 _RANGE = re.compile(r"(\S+)\.\.(\S+)")
+
+
+_DATA: dict[str, i.DataKind] = {kind: kind for kind in get_args(i.DataKind)}
 
 
 def _range_test(word: str, steps: int, start: str, usage: str) -> Instruction:
@@ -269,11 +276,13 @@ def _range_test(word: str, steps: int, start: str, usage: str) -> Instruction:
 _FEWEST_RATES = 5
 
 
-def _candidate(text: str, usage: str) -> i.SwitchOptimizer | i.SetRate | i.ScaleRate | None:
-    """`keep`, `lr x0.1`, or an optimizer whose first number is its rate: `adam 1e-4 beta_1=0.8`."""
+def _candidate(text: str, usage: str) -> i.SwitchOptimizer | i.SetRate | i.ScaleRate | i.TryData | None:
+    """`keep`, `lr x0.1`, `zero-inputs`, or an optimizer whose first number is its rate: `adam 1e-4 beta_1=0.8`."""
     words = text.split()
     if words == ["keep"]:
         return None
+    if len(words) == 1 and words[0] in _DATA:
+        return i.TryData(_DATA[words[0]])
     if words and words[0] == "lr":
         rate = parse_rate(words[1:], usage)
         if not isinstance(rate, i.SetRate | i.ScaleRate) or rate.hold or rate.over:
