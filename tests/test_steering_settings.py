@@ -162,7 +162,11 @@ def test_what_is_so_already_changes_nothing_and_says_so():
 def test_a_layers_number_and_the_optimizers_go_in_together_with_one_trace_and_out_with_one_undo():
     keras.utils.set_random_seed(1)
     model = keras.Sequential(
-        [keras.layers.Input((4,)), keras.layers.Dropout(0.2, seed=1), keras.layers.Dense(1, name="last")]
+        [
+            keras.layers.Input((4,)),
+            keras.layers.Dropout(0.2, seed=1, name="dropout"),
+            keras.layers.Dense(1, name="last"),
+        ]
     )
     optimizer = SGD(0.05)
     script = {3: ["set momentum=0.9 dropout.rate=0.4 last.l2=0.01", "undo"]}
@@ -292,6 +296,21 @@ def test_the_weights_move_once_for_every_so_many_batches():
     assert fit.verified[0].status == "applied" and fit.verified[0].update_after.step == 7
     first, second = SGD(0.1), SGD(0.1, gradient_accumulation_steps=3)
     assert_same_weights(model, looped(lambda step: first if step < CHANGED else second))
+
+
+@not_compiled
+def test_an_accumulation_that_would_outlast_the_fit_is_refused_and_one_at_work_is_carried_over():
+    too_long = [
+        "accumulate 17",
+        "set gradient_accumulation_steps=17",
+        "optimizer adam gradient_accumulation_steps=17",
+    ]
+    script = {2: too_long, 15: ["optimizer adam", "accumulate 1"]}
+    _, fit = steered(SGD(0.1, gradient_accumulation_steps=4), script, **QUICK)
+    for reply in fit.replies[:3]:
+        assert reply.status == "refused", reply
+        assert reply.reason == "an update for every 17 batches would never come: this fit has 14 left"
+    assert [reply.status for reply in fit.replies[3:]] == ["applied"] * 2, fit.replies
 
 
 @not_compiled
