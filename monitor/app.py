@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Final, Literal
 
+from textual import events
 from textual.app import App, SystemCommand
 from textual.command import CommandPalette
 from textual.screen import Screen
@@ -183,6 +184,13 @@ class UnstuckApp(App[None]):
             self.action_prompt(message.text, complaint=str(error))
         else:
             self.action_send(message.text)
+
+    def on_key(self, event: events.Key) -> None:
+        """A letter that was under way when the command line opened is meant for that, and has not been to it."""
+        line = self._dashboard.command_line.line
+        if event.is_printable and event.character and self.focused is line:
+            event.prevent_default()
+            line.insert_text_at_cursor(event.character)
 
     def _steers(self) -> bool:
         """Whether there is a training to steer; says so when there is none."""

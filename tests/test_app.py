@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from textual import events
 from textual.pilot import Pilot
 
 from client_callback.wire.journal import JournalWriter
@@ -190,6 +191,15 @@ async def test_keys_are_letters_while_a_command_is_typed():
     async with running() as (app, pilot):
         await press(pilot, "o", *"q", "p")
         assert app.screen.query_one(CommandLine).line.value == "optimizer qp"
+        assert app.source.sent == []
+
+
+async def test_letters_that_arrive_with_the_key_that_opens_the_line_are_on_it():
+    """As one burst over a slow connection, or pasted."""
+    async with running() as (app, pilot):
+        for key, sign in [("colon", ":"), *zip("pause", "pause", strict=True)]:
+            app.post_message(events.Key(key, sign))
+        await until(pilot, lambda: app.screen.query_one(CommandLine).line.value == "pause")
         assert app.source.sent == []
 
 

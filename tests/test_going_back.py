@@ -114,6 +114,27 @@ def test_what_cannot_be_gone_back_to_is_refused_with_what_can():
     assert before.status == "applied" and "before step 0" in before.reason
 
 
+def test_a_step_that_has_not_come_yet_cannot_be_gone_back_to():
+    wrong = ["rollback 99", "lr 1e-3 from 99", 'trial keep "lr x2" for 3 steps from 99']
+    told = ["lr 1e-3 from 5 at step 6", "timers", "cancel all"]
+    model, fit = random_model(), SteeredFit({3: [*wrong, *told]})
+    model.compile(Adam(0.01), "mse")
+    model.fit(X, Y, batch_size=BATCH, shuffle=False, verbose=0, callbacks=[fit])
+    for reply in fit.replies[:3]:
+        assert reply.status == "refused", reply
+        assert reply.reason == "step 99 has not come yet, the next one is step 3; possible: last, start"
+    assert [reply.status for reply in fit.replies[3:]] == ["planned", "applied", "applied"], fit.replies
+
+
+def test_what_is_foretold_of_going_back_is_said_once_and_in_words_of_commands():
+    model, fit = random_model(), SteeredFit({3: ["optimizer sgd learning_rate=1e-3 from start --dry-run"]})
+    model.compile(Adam(0.01), "mse")
+    model.fit(X, Y, batch_size=BATCH, shuffle=False, verbose=0, callbacks=[fit])
+    plan = fit.replies[0].plan
+    assert len([line for line in plan if line.topic == "recompiles"]) == 1
+    assert not [line for line in plan if "trained variables" in line.text]
+
+
 def some_state(step: int, size: int = 1 << 10) -> State:
     values = {place: np.full(size // 8, step + place, np.float32) for place in range(2)}
     return State(step, {}, (), values, {})

@@ -50,6 +50,15 @@ def test_nothing_is_suggested_where_the_loss_never_falls_beyond_noise(seed: int)
     assert read(0.69 + noise + np.where(RATES > 0.1, 5 * RATES, 0)).suggested is None
 
 
+def test_a_hard_batch_on_the_way_is_no_divergence():
+    losses = falling(5e-2, rises_from=0.2)
+    losses[20] += 5.0
+    assert read(losses).diverges_at == pytest.approx(0.25, rel=0.3)
+    losses = falling(1e-3)
+    losses[75] += 5.0  # its means come down again before the end
+    assert read(losses).suggested == pytest.approx(1e-3, rel=1.0)
+
+
 def test_a_loss_that_is_not_finite_or_ends_early_diverges_there():
     losses = falling(1e-3)
     losses[70:] = np.nan

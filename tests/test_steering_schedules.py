@@ -170,6 +170,19 @@ def test_whatever_decided_before_a_schedule_takes_over_and_lr_ends_it(own):
         assert fit.traces == (0 if BACKEND == "torch" else 1) and model.optimizer._learning_rate == 0.02
 
 
+@not_compiled
+def test_a_schedule_of_the_same_kind_begins_anew_and_it_is_said():
+    again = "schedule exponential decay_steps=1 decay_rate=0.5 initial_learning_rate=0.2"
+    _, fit = steered(
+        SGD(CosineDecay(0.1, 20)),
+        {2: ["schedule exponential decay_steps=1 decay_rate=0.9"], 4: [again]},
+        read_rates=True,
+    )
+    assert [reply.status for reply in fit.replies] == ["applied"] * 2, fit.replies
+    assert fit.replies[1].reason == "another ExponentialDecay decides the rate"
+    assert fit.rates[4:7] == pytest.approx([0.2, 0.1, 0.05])
+
+
 @pytest.mark.parametrize("own", ["number", "schedule"])
 def test_a_ramp_goes_in_a_straight_line_and_stays(own):
     script = {BEGUN: ["lr 0.02 over 4 steps"], 13: ["lr x3 over 2 steps"]}

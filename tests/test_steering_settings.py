@@ -298,6 +298,21 @@ def test_the_weights_move_once_for_every_so_many_batches():
 
 
 @not_compiled
+def test_an_accumulation_that_would_outlast_the_fit_is_refused_and_one_at_work_is_carried_over():
+    too_long = [
+        "accumulate 17",
+        "set gradient_accumulation_steps=17",
+        "optimizer adam gradient_accumulation_steps=17",
+    ]
+    script = {2: too_long, 15: ["optimizer adam", "accumulate 1"]}
+    _, fit = steered(SGD(0.1, gradient_accumulation_steps=4), script, **QUICK)
+    for reply in fit.replies[:3]:
+        assert reply.status == "refused", reply
+        assert reply.reason == "an update for every 17 batches would never come: this fit has 14 left"
+    assert [reply.status for reply in fit.replies[3:]] == ["applied"] * 2, fit.replies
+
+
+@not_compiled
 def test_another_length_keeps_what_was_accumulated_or_drops_it_aloud_and_counts_updates_on():
     script = {2: ["accumulate 4"], 4: ["accumulate 6"], 9: ["accumulate 3"], 13: ["accumulate 1"]}
     weights = Weights()

@@ -16,9 +16,11 @@ from client_callback.steering.describe import current_optimizer, describe_optimi
 from client_callback.steering.handling import Handling, Handlings
 from client_callback.steering.settings import (
     Settings,
+    TrainedSetting,
     changed,
     differences,
     read_settings,
+    settings_of,
     tell_settings,
 )
 from client_callback.steering.snapshots import MOST_CHANGES, Kind, Snapshot, Snapshots
@@ -213,18 +215,31 @@ class History:
     def _plan_snapshot(self, training: Training, instruction: commands.TakeSnapshot) -> list[PlanLine]:
         return [PlanLine(topic="does", text="keeps weights, optimizer, settings and seeds as they are now")]
 
+    def find(self, to: str, *, later: bool = False) -> Snapshot:
+        """What a command's `start`, `last`, step or name stands for; `later`: the command waits for its moment.
+
+        Raises:
+            Refused: there is none such, or the step has not come yet.
+        """
+        step = self._training.step
+        if to.isdecimal() and int(to) > step and not later:
+            raise Refused(
+                f"step {to} has not come yet, the next one is step {step}; possible: {self.snapshots.possible()}"
+            )
+        return self.snapshots.find(to, but=self._begun)
+
     def go_back(self, to: str, time: float) -> tuple[int, str]:
         """Back to a snapshot, as the first part of a change; returns its step and what is to be said of it.
 
         Raises:
             Refused: there is none such.
         """
-        target = self.snapshots.find(to, but=self._begun)
+        target = self.find(to)
         self._restore(self.snapshots.load(target), time, f"rollback to step {target.step}")
         return target.step, f"from the state before step {target.step}; {_NOT_REWOUND}"
 
     def _rollback(self, training: Training, instruction: commands.Rollback, time: float) -> Outcome:
-        target = self.snapshots.find(instruction.to, but=self._begun)
+        target = self.find(instruction.to)
         outcome = self._go_to(self.snapshots.load(target), time, f"rollback to step {target.step}")
         reason = f"the training is as it was before step {target.step}; {_NOT_REWOUND}"
         return replace(outcome, reason=reason, restored=target.step)
@@ -232,9 +247,9 @@ class History:
     def _plan_rollback(self, training: Training, instruction: commands.Rollback) -> list[PlanLine]:
         return self.plan_going_back(instruction.to)
 
-    def plan_going_back(self, to: str) -> list[PlanLine]:
+    def plan_going_back(self, to: str, *, later: bool = False) -> list[PlanLine]:
         """What going back to a snapshot would do. Raises Refused when there is none such."""
-        target = self.snapshots.find(to)
+        target = self.find(to, later=later)
         lost = self._training.step - target.step
         return [
             PlanLine(topic="does", text=f"the training as it was before step {target.step}, bit for bit"),
@@ -335,9 +350,11 @@ class History:
         model = self._training.model
         with current_backend().state(model):
             different = sorted(changed(read_settings(model), wanted))
+            found = settings_of(model)
+        named = [name for name in different if not isinstance(found[name], TrainedSetting)]
         lines = []
-        if different:
-            lines.append(PlanLine(topic="does", text=f"sets back {', '.join(different)}"))
+        if named:
+            lines.append(PlanLine(topic="does", text=f"sets back {', '.join(named)}"))
         if set(different) - {"learning_rate"}:
             lines.append(PlanLine(topic="recompiles", text="the train step is traced anew"))
         return lines

@@ -25,7 +25,7 @@ from client_callback.steering.optimizers import CLIPPING, command_name, default_
 from client_callback.steering.rate_control import control_of, rated_optimizers, schedule_name, updates
 from client_callback.steering.rate_owners import rate_owners
 from client_callback.steering.switch import Proposal
-from client_callback.steering.training import Refused, Training
+from client_callback.steering.training import Refused, Training, end_of
 from client_callback.wire.protocol import PlanLine, Scalar
 
 _FAR_OFF = 3.0
@@ -83,6 +83,16 @@ def check_averages(training: Training, new: Any) -> None:
     """Refuses to end the moving averages that a callback of this `fit` needs."""
     if _swaps(training) and not new.use_ema:
         raise Refused("SwapEMAWeights in this fit needs moving averages; leave use_ema=false out")
+
+
+def check_accumulation(training: Training, old: Any, new: Any) -> None:
+    """Refuses to gather gradients for longer than this `fit` goes on: no weight would move any more."""
+    length, end = new.gradient_accumulation_steps, end_of(training)
+    if end is None or not length or length == old.gradient_accumulation_steps:
+        return
+    left, (gathered, _) = end - training.step, carried_batches(old, length)
+    if length - gathered > left:
+        raise Refused(f"an update for every {length} batches would never come: this fit has {left} left")
 
 
 def recompiling(training: Training) -> str:

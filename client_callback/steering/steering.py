@@ -250,10 +250,13 @@ class Steering:
 
     def _plan(self, order: commands.Order, handling: Handling) -> list[PlanLine]:
         """What would happen. Raises Refused for what cannot be."""
-        back = self.history.plan_going_back(order.origin) if order.origin else []
-        later = order.starts is not None and isinstance(order.instruction, _OF_ITS_MOMENT)
+        waits = order.starts is not None
+        back = self.history.plan_going_back(order.origin, later=waits) if order.origin else []
+        later = waits and isinstance(order.instruction, _OF_ITS_MOMENT)
         planner = handling.plan if order.dry_run else handling.check or handling.plan
         does = [] if later else planner(self._training, order.instruction)
+        if any(line.topic == "recompiles" for line in does):  # once, with what it took the last time
+            back = [line for line in back if line.topic != "recompiles"]
         return [*back, *does, *self.timers.plan(order)]
 
     def _transact(

@@ -29,7 +29,7 @@ from client_callback.steering.settings import (
     read_settings,
     settings_of,
 )
-from client_callback.steering.training import Outcome, Refused, Training
+from client_callback.steering.training import Outcome, Refused, Training, end_of
 from client_callback.wire import commands
 from client_callback.wire.commands import AtEpoch, AtStep, OnPlateau, Order
 from client_callback.wire.protocol import Command, PlanLine, Timer, TimersChanged
@@ -423,11 +423,8 @@ class Timers:
         return False
 
     def _check_comes(self, step: int, name: str) -> None:
-        training = self._training
-        if training.epochs is None or not training.steps_per_epoch:
-            return
-        end = training.epoch_start + (training.epochs - training.epoch) * training.steps_per_epoch
-        if step >= end:
+        end = end_of(self._training)
+        if end is not None and step >= end:
             raise Refused(f"there is no {name}: this fit ends with step {end - 1}")
 
     def _check_losses(self) -> None:

@@ -164,6 +164,13 @@ class Training(Protocol):
         """Records an event and sends it to the monitors."""
 
 
+def end_of(training: Training) -> int | None:
+    """The step that there will not be any more. `None`: not known."""
+    if training.epochs is None or not training.steps_per_epoch:
+        return None
+    return training.epoch_start + (training.epochs - training.epoch) * training.steps_per_epoch
+
+
 def announce_resting_state(training: Training, time: float) -> None:
     """Says that the training is running, or paused, after it was busy with something else."""
     state: Literal["paused", "running"] = "paused" if training.paused else "running"

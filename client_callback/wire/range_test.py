@@ -33,7 +33,7 @@ class RangeTest(NamedTuple):
     steepest: float | None
     """The rate at which it fell fastest. `None`: at none."""
     diverges_at: float | None
-    """The first rate after its minimum at which it is above where it began, or not finite. `None`: none was tried."""
+    """From which rate after its minimum on it stays above where it began, or is not finite. `None`: from none."""
 
 
 def read_range_test(rates: Float64, losses: Float64, *, given_up: bool) -> RangeTest:
@@ -48,8 +48,10 @@ def read_range_test(rates: Float64, losses: Float64, *, given_up: bool) -> Range
     error = _noise(losses[:count]) / np.sqrt(window)
     began = float(losses[:window].mean())
     lowest = int(np.argmin(smooth))
-    risen = np.flatnonzero(smooth[lowest:] > began + _CERTAIN * error)
-    diverges_at = float(rates[lowest + int(risen[0])]) if len(risen) else broken
+    # A single batch that is harder than others raises the mean for a while; what diverges does not come back.
+    below = np.flatnonzero(smooth[lowest:] <= began + _CERTAIN * error)
+    risen = lowest + int(below[-1]) + 1 if len(below) else lowest
+    diverges_at = float(rates[risen]) if risen < count else broken
     # Both means have an error.
     if began - smooth[lowest] <= _CERTAIN * np.sqrt(2) * error or lowest == 0:
         return RangeTest(rates, losses, None, None, diverges_at)

@@ -75,11 +75,16 @@ def _proposed_switch(training: Training, old: Any, instruction: commands.SwitchO
         given["learning_rate"] = 1.0  # until the optimizer tells how far it moves at a rate of 1
     arguments = checked_arguments(cls, given)
     proposal = prepare(training.model, old, cls, arguments)
-    preflight.check_averages(training, proposal.inner)
+    _check(training, old, proposal)
     if not matched:
         return proposal
     arguments["learning_rate"] = preflight.matched_rate(training, old, proposal.inner)
     return prepare(training.model, old, cls, arguments)
+
+
+def _check(training: Training, old: Any, proposal: Proposal) -> None:
+    preflight.check_averages(training, proposal.inner)
+    preflight.check_accumulation(training, rated_optimizers(old)[0], proposal.inner)
 
 
 def _identity(optimizer: Any) -> dict[str, Scalar]:
@@ -186,7 +191,7 @@ def _proposed_change(training: Training, old: Any, own: Mapping[str, Scalar]) ->
     if not changes:
         return None
     proposal = prepare_changed(training.model, old, changes)
-    preflight.check_averages(training, proposal.inner)
+    _check(training, old, proposal)
     return proposal
 
 

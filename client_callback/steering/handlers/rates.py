@@ -176,7 +176,7 @@ def set_schedule(training: Training, instruction: commands.SetSchedule, time: fl
             _put_schedule(training, optimizer, instruction, time)
             put_rule(training.model, None)
         after, now = read_rates(optimizer), _telling(training, optimizer)
-        notes = [*_about_schedules(optimizer, told["schedule"], now["schedule"]), *_ended(told, now)]
+        notes = [*_replaced(told["schedule"], now["schedule"]), *_ended(told, now)]
         reason = "; ".join([*notes, *what_else_decides(training, optimizer)])
     announce_optimizer(training, time)
     return Outcome(before={**before, **told}, after={**after, **now}, reason=reason)
@@ -242,6 +242,15 @@ def _about_schedules(optimizer: Any, before: Scalar, after: Scalar) -> list[str]
     controls = [control for one in rated_optimizers(optimizer) if (control := control_of(one))]
     factors = dict.fromkeys(f"{control.factor:g}" for control in controls if control.scheduled)
     return [f"{before} keeps its shape, times {', '.join(factors)}"]
+
+
+def _replaced(before: Scalar, after: Scalar) -> list[str]:
+    """Another schedule decides from now on, maybe of the same kind."""
+    if not before:
+        return []
+    return [
+        f"another {after} decides the rate" if before == after else f"{before} no longer decides the rate"
+    ]
 
 
 def _ended(told: Mapping[str, Scalar], now: Mapping[str, Scalar]) -> list[str]:

@@ -169,7 +169,7 @@ class Trials:
 
     def _start(self, start: str) -> Snapshot | None:
         """The snapshot to begin from. `None`: the present state."""
-        return None if start == "now" else self._history.snapshots.find(start)
+        return None if start == "now" else self._history.find(start)
 
     def _pull(self, steps: int) -> Batches:
         """The batches for a trial; Refused when there are too few or they take too much memory."""
