@@ -50,9 +50,11 @@ def start(name: str, *, repaired: bool = False) -> Training:
         Mistake: there is no such demo, or what it needs is not installed.
     """
     if repaired and name not in AILMENTS:
-        raise Mistake(f"{name!r} has no repaired twin; those of `unstuck demo --list` below digits have", 2)
+        raise Mistake(
+            f"{name!r} is no ailment, so it has no repaired twin; `unstuck demo --list` tells the ailments", 2
+        )
     module, search_path = _module("ailments" if name in AILMENTS else name)
-    arguments = [name] * (name in AILMENTS) + ["--repaired"] * repaired
+    arguments = [name, *(["--repaired"] if repaired else [])] if name in AILMENTS else []
     _check_installed()
     log = folders.logs_folder() / f"demo-{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     environment = {"TF_CPP_MIN_LOG_LEVEL": "3", **os.environ, "PYTHONUNBUFFERED": "1"}

@@ -746,6 +746,23 @@ def test_a_demo_is_watched_and_stopped_with_its_watcher():
     assert log.stat().st_mode & 0o077 == 0
 
 
+def test_the_demos_are_listed(capsys):
+    assert main(["demo", "--list"]) == 0
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert names[:2] == ["heart", "digits"] and "learning-rate-high" in names
+
+
+def test_what_has_no_twin_cannot_be_repaired(capsys):
+    assert main(["demo", "heart", "--repaired"]) == 2
+    assert "no repaired twin" in one_line(capsys.readouterr().err)
+
+
+def test_an_ailment_is_a_demo_and_has_a_repaired_twin():
+    done = unstuck("demo", "batch-size", "--repaired", "--no-tui")
+    assert done.returncode == 0, done.stderr
+    assert "held-out R²: 0." in done.stdout
+
+
 def test_a_demo_stops_with_the_reader_of_its_lines():
     done = subprocess.run(
         f"{sys.executable} -m monitor demo digits | head -2",
