@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final, Literal, NamedTuple
 
-from monitor.diagnosis import non_finite, plateau
+from monitor.diagnosis import non_finite, overfitting, plateau
 from monitor.diagnosis.case import Case
 from monitor.diagnosis.finding import Finding, Rule, Severity
 from monitor.session import Session
 
 RULES: Final[tuple[Rule, ...]] = (
     non_finite.RULE,
+    overfitting.RULE,
     plateau.RULE,
 )
 
