@@ -9,13 +9,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final, Literal, NamedTuple
 
-from monitor.diagnosis import non_finite, overfitting, plateau, too_short, validation_too_good
+from monitor.diagnosis import (
+    non_finite,
+    over_regularised,
+    overfitting,
+    plateau,
+    too_short,
+    underfitting,
+    validation_too_good,
+)
 from monitor.diagnosis.case import Case
 from monitor.diagnosis.finding import Finding, Rule, Severity
 from monitor.session import Session
 
 RULES: Final[tuple[Rule, ...]] = (
     non_finite.RULE,
+    over_regularised.RULE,
+    underfitting.RULE,
     overfitting.RULE,
     too_short.RULE,
     validation_too_good.RULE,
