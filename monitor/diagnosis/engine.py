@@ -10,13 +10,26 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, Literal, NamedTuple
 
-from monitor.diagnosis import non_finite, plateau
+from monitor.diagnosis import (
+    non_finite,
+    over_regularised,
+    overfitting,
+    plateau,
+    too_short,
+    underfitting,
+    validation_too_good,
+)
 from monitor.diagnosis.case import Case
 from monitor.diagnosis.finding import Finding, Rule, Severity
 from monitor.session import Session
 
 RULES: Final[tuple[Rule, ...]] = (
     non_finite.RULE,
+    over_regularised.RULE,
+    underfitting.RULE,
+    overfitting.RULE,
+    too_short.RULE,
+    validation_too_good.RULE,
     plateau.RULE,
 )
 

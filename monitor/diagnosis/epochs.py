@@ -1,0 +1,120 @@
+"""What the model had in training and in validation at the same moments: at the ends of epochs.
+
+Keras reports of training the mean over the whole epoch, which lags behind a validation at its end: while a model
+improves quickly, its validation looks better for that reason alone. So the steps on both sides of the epoch's end are
+taken, or the means of the epochs on both sides where there is no more. Rules that compare the two sides ask here.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from client_callback.wire.protocol import Float64, Int64
+from monitor.diagnosis.case import Case
+
+MOST_EPOCHS: Final = 32
+"""Looked at: of more, evenly spaced ones, the newest always among them. Bounds the cost."""
+WIDEST: Final = 32
+"""Steps on either side of an epoch's end."""
+NEWEST: Final = 3
+"""Validations that count as now; their median bears one that is off."""
+
+
+class Sides(NamedTuple):
+    """One entry per epoch looked at, in order; at least one."""
+
+    steps: Int64
+    """The last step before each validation."""
+    training: Float64
+    """NaN: not known at that moment."""
+    validation: Float64
+
+    @property
+    def now(self) -> tuple[float, float]:
+        """The newest of both: training, validation."""
+        return _newest(self.training), _newest(self.validation)
+
+
+def validated_accuracy(case: Case) -> str | None:
+    """Name of the accuracy that both sides report. `None`: there is none."""
+    names = (name.removeprefix("val_") for name in case.session.validation)
+    return next((name for name in names if "acc" in name and name in case.session.epoch_logs), None)
+
+
+def sides(case: Case, name: str = "loss") -> Sides | None:
+    """Both sides since the training was last changed by a command. `None`: it is not validated."""
+    points = case.session.validation.get(f"val_{name}")
+    if points is None:
+        return None
+    known = np.flatnonzero((points.steps >= case.changed_at) & np.isfinite(points.values))
+    if not len(known):
+        return None
+    if len(known) > MOST_EPOCHS:
+        known = known[np.linspace(0, len(known) - 1, MOST_EPOCHS).round().astype(np.intp)]
+    steps = points.steps[known]
+    return Sides(steps, _training_at(case, name, steps), np.asarray(points.values[known], np.float64))
+
+
+def reached(case: Case) -> float | None:
+    """The better of the lifts in training and in validation. `None`: not known.
+
+    Dropout and noise, which act in training only, make training look worse than the model is.
+    """
+    lifts = [lift for lift in (case.lift, _validated_lift(case)) if lift is not None]
+    return max(lifts, default=None)
+
+
+def _validated_lift(case: Case) -> float | None:
+    base, name = case.baseline, validated_accuracy(case)
+    if base is None:
+        return None
+    if base.classes > 1:
+        points = case.session.validation.get(f"val_{name}") if name else None
+        if points is None or not len(points):
+            return None
+        return (_newest(points.values) - base.majority) / max(1.0 - base.majority, 1e-9)
+    loss = case.output.loss if case.output else ""
+    for squared in (
+        "mse",
+        "mean_squared_error",
+        *(("loss",) if loss in ("mean_squared_error", "mse") else ()),
+    ):
+        points = case.session.validation.get(f"val_{squared}")
+        if points is not None and len(points) and base.variance > 0:
+            return 1.0 - _newest(points.values) / base.variance
+    return None
+
+
+def _training_at(case: Case, name: str, steps: Int64) -> Float64:
+    """Of training at the end of these steps, float64 `[n]`."""
+    column = case.per_step(name)
+    if column is None:
+        return _between_epochs(case, name, steps)
+    width = min(WIDEST, max(2, (case.session.steps_per_epoch or 4) // 2))
+    places = steps[:, None] + np.arange(1 - width, 1 + width)[None]
+    inside = (places >= 0) & (places < len(column))
+    values = column.values[np.where(inside, places, 0)].astype(np.float64)
+    values[~inside] = math.nan
+    finite = np.isfinite(values)
+    number = finite.sum(axis=1)
+    total = np.where(finite, values, 0.0).sum(axis=1)
+    return np.asarray(np.divide(total, number, out=np.full(len(steps), math.nan), where=number > 0))
+
+
+def _between_epochs(case: Case, name: str, steps: Int64) -> Float64:
+    """Halfway between the means of the epoch before and of the one after; of the last, its own."""
+    points = case.session.epoch_logs.get(name)
+    if points is None or not len(points):
+        return np.full(len(steps), math.nan)
+    place = np.searchsorted(points.steps, steps, "right") - 1
+    own = np.where(place >= 0, points.values[place.clip(0)], math.nan)
+    after = points.values[(place + 1).clip(0, len(points) - 1)]
+    return np.asarray((own + after) / 2, np.float64)
+
+
+def _newest(values: Float64) -> float:
+    known = values[-NEWEST:][np.isfinite(values[-NEWEST:])]
+    return float(np.median(known)) if len(known) else math.nan

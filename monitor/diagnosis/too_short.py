@@ -1,0 +1,197 @@
+"""Sees that a training ended, or is about to end, while it was still clearly improving.
+
+Sees: the last tenth of the planned steps has begun (or the run is over), the loss still falls beyond its noise by a
+tenth or more over the newest half of the steps, validation, where there is any, is at its best, and there is
+something left to learn: less was learned than nearest neighbours reach on the same data, or than nine tenths of the
+way from guessing to perfect where that is not known.
+
+Hurts because the time spent so far buys a model that a little more would make much better. Train for more epochs,
+with early stopping in place of a fixed number. Source: Prechelt (1998) for stopping by validation instead of by the
+clock; DeepFD (2022) has too few epochs among its five kinds of fault.
+
+Wrong when the rate is what is too low: then more epochs help as well, but a higher rate helps sooner; the rule is
+less sure where updates are tiny. Silent until the last tenth of the planned steps, where their number is not known
+and the run has not ended, and when somebody stopped it before.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+
+from client_callback.wire.protocol import Float64, SignalProbe
+from monitor.diagnosis.case import FEWEST_STEPS, Case
+from monitor.diagnosis.epochs import reached, sides
+from monitor.diagnosis.examples import Sampled, dense, falling, flat, noisy, session_of, trained_on
+from monitor.diagnosis.finding import Evidence, Finding, Remedy, Rule
+from monitor.session import Session
+
+NEARLY_OVER: Final = 0.9
+"""Of the planned steps. Earlier, a training that improves is as it should be."""
+WORTHWHILE: Final = 0.1
+"""Of the loss, over the newest half of the steps: as much again would be worth as many steps."""
+LEFT: Final = 0.1
+"""Lift still to be had, at least: below, more epochs polish."""
+GOOD: Final = 0.9
+"""The lift that is taken for attainable where the data do not tell: as `Case.solved` has it."""
+TINY_UPDATES: Final = 1e-4
+"""‖Δw‖/‖w‖ of a typical variable; 1e-3 is usual (FAULTS: below 1e-5 certainly too low)."""
+FEW_EPOCHS: Final = 10
+"""Keras' examples train for 10 to 50."""
+
+
+def lacks(case: Case) -> str:
+    """The end in sight, and enough losses to see a trend in."""
+    session = case.session
+    total = session.total_steps
+    if session.ended is None or session.ended.outcome != "finished":
+        if total is None:
+            return "how many steps are planned is not known"
+        if case.step < NEARLY_OVER * total:
+            return f"only {case.step:,} of the {total:,} planned steps are done"
+    if case.progress.trend == "unknown":
+        return f"fewer than {FEWEST_STEPS} losses are known since the last change"
+    return ""
+
+
+def check(case: Case) -> list[Finding]:
+    """One finding, or none."""
+    progress, session = case.progress, case.session
+    if progress.trend != "falling":
+        return []
+    share = progress.fall / max(abs(progress.level), 1e-9)
+    if share < WORTHWHILE or _past_best(case):
+        return []
+    lift = reached(case)
+    left = (
+        None if lift is None else max(case.attainable or 0.0, GOOD if case.attainable is None else 0.0) - lift
+    )
+    if (left is not None and left < LEFT) or (left is None and case.solved):
+        return []
+    sure = left is not None or share >= 3 * WORTHWHILE
+    tiny = _typical_update(case) < TINY_UPDATES
+    evidence = [
+        Evidence(
+            f"loss {progress.level:.4g} at the end, it still fell {share:.0%} over the last "
+            f"{progress.steps // 2:,} steps (a trend of {abs(progress.z):.1f} standard deviations)",
+            case.step,
+            {"loss": progress.level, "fall": progress.fall, "z": progress.z},
+        )
+    ]
+    if lift is not None and left is not None:
+        evidence.append(
+            Evidence(
+                f"it has come {lift:.0%} of the way from guessing to perfect; {lift + left:.0%} can be had",
+                case.step,
+                {"lift": lift, "attainable": lift + left},
+            )
+        )
+    epochs = session.epoch_count or len(session.epoch_ends)
+    if epochs:
+        evidence.append(Evidence(f"{epochs} epochs, {case.step:,} steps", None, {"epochs": epochs}))
+    return [
+        Finding(
+            rule="too-short",
+            title="Ends too early: it is still improving",
+            severity="warning" if sure else "note",
+            confidence=0.4 if tiny or not sure else 0.8 if 0 < epochs <= FEW_EPOCHS else 0.7,
+            start=max(0, min(case.step - 1, case.step - progress.steps // 2)),
+            stop=case.step,
+            evidence=tuple(evidence),
+            explanation="The training stops at a fixed number of epochs although each of the last ones still made "
+            "the model better.",
+            remedies=_remedies(epochs, tiny=tiny),
+        )
+    ]
+
+
+def _past_best(case: Case) -> bool:
+    """Whether validation was better before: more epochs would make it worse."""
+    both = sides(case)
+    if both is None or len(both.steps) < 3:
+        return False
+    best = int(np.argmin(both.validation))
+    worse = both.now[1] - float(both.validation[best])
+    return best < len(both.steps) - 2 and worse > 0.02 * abs(both.now[1])
+
+
+def _typical_update(case: Case) -> float:
+    """Median over variables of ‖Δw‖/‖w‖; infinite where it is not measured."""
+    table = case.table("update_ratio")
+    if table is None:
+        return math.inf
+    ratios = table.recent()
+    ratios = ratios[np.isfinite(ratios)]
+    return float(np.median(ratios)) if len(ratios) else math.inf
+
+
+def _remedies(epochs: int, *, tiny: bool) -> tuple[Remedy, ...]:
+    longer = Remedy(
+        "Train for longer, and let validation say when to stop",
+        code=f"model.fit(..., epochs={max(20, 4 * epochs)}, validation_split=0.2, callbacks=[\n"
+        "    keras.callbacks.EarlyStopping(patience=5, restore_best_weights=True)])",
+    )
+    faster = Remedy("While steps are left: larger ones", "lr x3 unless loss rises 20% in 100 steps")
+    return (faster, longer) if tiny else (longer, faster)
+
+
+# ── Examples ──────────────────────────────────────────────────────────────────────────────────────
+
+_TEN = (100,) * 10
+
+
+def _signal(score: float) -> SignalProbe:
+    return SignalProbe(kind="accuracy", score=score, chance=0.1, examples=1_000)
+
+
+def _run(
+    losses: Float64,
+    accuracy: Float64,
+    *,
+    epochs: int = 3,
+    planned: int | None = None,
+    validation: Sequence[float] = (),
+    signal: float | None = None,
+    updates: float = 2e-3,
+) -> Session:
+    logs = [{"loss": 1.0, **({"val_loss": validation[i]} if validation else {})} for i in range(epochs)]
+    return session_of(
+        {"loss": losses, "accuracy": accuracy},
+        epochs=logs,
+        planned_epochs=planned or epochs,
+        ended=planned is None,
+        task="classification",
+        layers=(dense("hidden", 32), dense("out", 10, "softmax", inputs=32)),
+        data=trained_on(classes=_TEN, signal=_signal(signal) if signal else None),
+        tables={"update_ratio": Sampled((0, 20, 40), {"hidden/kernel": updates, "out/kernel": updates})},
+    )
+
+
+def _rising(count: int, to: float) -> Float64:
+    return noisy(np.linspace(0.1, to, count), 0.05)
+
+
+HEALTHY = {
+    "it still falls, and has learned nearly all": lambda: _run(falling(300, rate=80), _rising(300, 1.2)),
+    "it still falls, and half of the epochs are to come": lambda: _run(
+        falling(150), _rising(150, 0.5), planned=6
+    ),
+    "it has stopped falling": lambda: _run(flat(1.2, 300), np.full(300, 0.6)),
+    "it falls, and validation was better before": lambda: _run(
+        falling(300), _rising(300, 0.7), epochs=6, validation=(2.0, 1.7, 1.5, 1.6, 1.8, 2.1)
+    ),
+    "it has passed what neighbours reach": lambda: _run(falling(300), _rising(300, 0.75), signal=0.6),
+}
+AILING = {
+    "three epochs end in the middle of the fall": lambda: _run(falling(120), _rising(120, 0.6)),
+    "the last of three epochs is nearly over": lambda: _run(falling(96), _rising(96, 0.5), planned=3),
+    "neighbours reach more": lambda: _run(falling(200), _rising(200, 0.7), signal=0.97),
+    "validation is at its best": lambda: _run(
+        falling(200), _rising(200, 0.6), epochs=5, validation=(2.2, 2.0, 1.8, 1.6, 1.5)
+    ),
+}
+
+RULE = Rule("too-short", check, lacks, frozenset(), HEALTHY, AILING)
