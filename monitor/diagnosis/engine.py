@@ -10,13 +10,14 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, Literal, NamedTuple
 
-from monitor.diagnosis import non_finite, plateau
+from monitor.diagnosis import dead_units, non_finite, plateau
 from monitor.diagnosis.case import Case
 from monitor.diagnosis.finding import Finding, Rule, Severity
 from monitor.session import Session
 
 RULES: Final[tuple[Rule, ...]] = (
     non_finite.RULE,
+    dead_units.RULE,
     plateau.RULE,
 )
 
