@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, Literal, NamedTuple
 
 from monitor.diagnosis import (
+    dead_units,
     non_finite,
     over_regularised,
     overfitting,
@@ -25,10 +26,11 @@ from monitor.session import Session
 
 RULES: Final[tuple[Rule, ...]] = (
     non_finite.RULE,
+    dead_units.RULE,
     over_regularised.RULE,
-    underfitting.RULE,
     overfitting.RULE,
     too_short.RULE,
+    underfitting.RULE,
     validation_too_good.RULE,
     plateau.RULE,
 )

@@ -179,6 +179,12 @@ def dense(name: str, units: int, activation: str = "relu", *, inputs: int = 64, 
     return msgspec.structs.replace(layer, **changed)
 
 
+def output_of(layer: str, units: int, activation: str, loss: str, **changed: Any) -> Output:
+    """The output that a layer computes, with the loss it is trained with."""
+    output = Output(name=layer, layer=layer, activation=activation, units=units, loss=loss)
+    return msgspec.structs.replace(output, **changed)
+
+
 def trained_on(
     *,
     inputs: Mapping[str, Any] | None = None,

@@ -1,0 +1,351 @@
+"""How far the steps of a training move its weights, how alike its gradients are, and which of its units are dead.
+
+What several rules about rates, optimizers and gradients ask of a case; each answer is that of the training since a
+command changed it last. No rule here. Costs are bounded: of long tables so many rows are looked at, evenly spaced.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from client_callback.wire.protocol import Float64, Layer
+from monitor.diagnosis.case import Case, Table
+from monitor.trends import block_means
+
+MOST_ROWS: Final = 64
+"""Of a table that are looked at."""
+EARLY_ROWS: Final = 4
+"""Rows that count as the beginning: steps 0, 1, 3 and 7."""
+NEWEST_ROWS: Final = 8
+BLOCKS: Final = 64
+"""Parts of the run that a series is looked at in."""
+FEW_EXAMPLES: Final = 8
+"""A batch of fewer tells little of a unit or of a loss."""
+LARGE_INPUTS: Final = 10.0
+"""Root mean square of inputs that are far from standardised, as pixels from 0 to 255 are."""
+
+USUAL_RATES: Final = {
+    "sgd": 0.01,
+    "adam": 1e-3,
+    "adamw": 1e-3,
+    "nadam": 1e-3,
+    "adamax": 2e-3,
+    "rmsprop": 1e-3,
+    "lion": 1e-4,
+    "lamb": 1e-3,
+    "muon": 1e-3,
+    "adagrad": 0.01,
+    "adadelta": 1.0,
+    "ftrl": 0.01,
+    "adafactor": 1e-3,
+}
+"""What an optimizer is usually run at. Keras' own defaults, but for Adagrad, Adadelta and Ftrl: theirs are a tenth
+and less of what the papers use (Duchi et al. 2011 and TensorFlow: 0.01; Zeiler 2012, which has no rate at all: 1)."""
+SCALED_BY_GRADIENT: Final = frozenset({"sgd"})
+"""Optimizers whose steps are as large as the gradient is; those of the others hardly depend on its size."""
+
+_VECTORS: Final = frozenset({"bias", "beta", "gamma", "embeddings", "alpha"})
+"""Last parts of the paths of weights whose ratio tells nothing: they begin at 0, or only rows of them move."""
+
+
+class Motion(NamedTuple):
+    """How far steps move kernels, each step in shares of a kernel's own norm, ‖Δw‖ / ‖w‖."""
+
+    start: int
+    """The first step that was measured."""
+    first: float
+    """The largest of the first rows, each the median over the kernels."""
+    newest: float
+    """Median over the newest rows and the kernels. NaN: not finite any more."""
+    fastest: float
+    """The same of the kernel that moves most."""
+    travelled: float
+    """Sum over all steps so far, of the kernel that moves most: it is now at most so far from its start."""
+    ahead: float
+    """What will be added by the end of the run as planned, at the newest pace. 0: nothing is planned."""
+
+
+class Pairs(NamedTuple):
+    """What gradients of successive steps tell, over the newest rows."""
+
+    cosine: float
+    """Mean of the cosine between one step's gradient and the next one's."""
+    noise_scale: float
+    """In examples; infinite where the signal is lost in the noise. NaN: not known."""
+    rows: int
+    """Pairs looked at."""
+
+
+class Dead(NamedTuple):
+    """A layer of rectifiers most of whose units give nothing and get no gradient."""
+
+    layer: Layer
+    share: float
+    """Of its units, in the newest rows: the least of them."""
+    units: int
+    since: int
+    """The first sampled step from which on it stayed so."""
+    at_first: float
+    """The share at the first sampled step."""
+    rows: int
+    """Sampled rows that show it."""
+    starved: bool
+    """Whether nothing but zeros can have come into the layer: its weights alone cannot silence all units."""
+
+
+def kernels(case: Case, labels: tuple[str, ...]) -> list[int]:
+    """Places of the labels of weights with two axes or more; not of embeddings, most rows of which rest."""
+    variables = case.session.run.variables if case.session.run else ()
+    axes = {variable.path: len(variable.shape) for variable in variables}
+    return [
+        place
+        for place, label in enumerate(labels)
+        if label.rsplit("/", 1)[-1].split(":")[0] not in _VECTORS and axes.get(label, 2) >= 2
+    ]
+
+
+def layer_of(case: Case, label: str) -> Layer | None:
+    """The innermost layer on the path of a layer or variable. `None`: not known."""
+    known = {layer.name: layer for layer in case.layers}
+    parts = label.split(":", maxsplit=1)[0].split("/")
+    return next((known[part] for part in reversed(parts) if part in known), None)
+
+
+def table(case: Case, name: str) -> Table | None:
+    """The rows of a statistic since the last command, thinned out evenly. `None`: there are none."""
+    found = case.table(name)
+    if found is None:
+        return None
+    first = int(np.searchsorted(found.steps, case.changed_at))
+    count = len(found.steps) - first
+    if count <= 0:
+        return None
+    places = first + np.unique(np.linspace(0, count - 1, min(count, MOST_ROWS)).astype(np.int64))
+    return found._replace(steps=found.steps[places], values=found.values[places])
+
+
+def motion(case: Case) -> Motion | None:
+    """`None`: not measured."""
+    found = table(case, "update_ratio")
+    places = kernels(case, found.labels) if found else []
+    if found is None or not places:
+        return None
+    ratios = found.column()[:, places].astype(np.float64)
+    known = np.isfinite(ratios)
+    if not known.any():
+        return None
+    by_row = np.array([float(np.median(row[row_known])) if row_known.any() else math.nan
+                       for row, row_known in zip(ratios, known, strict=True)])  # fmt: skip
+    newest = _typical(ratios[-NEWEST_ROWS:])
+    reach = np.diff(np.append(found.steps, max(case.step, found.steps[-1] + 1)))
+    travelled = np.where(known, ratios, 0.0).T @ reach
+    total = case.session.total_steps or case.step
+    left = 0 if case.session.ended else max(0, total - case.step)
+    fastest = float(np.max(newest[np.isfinite(newest)], initial=0.0))
+    return Motion(
+        int(found.steps[0]),
+        float(np.max(by_row[:EARLY_ROWS][np.isfinite(by_row[:EARLY_ROWS])], initial=0.0)),
+        float(np.median(newest[np.isfinite(newest)])) if np.isfinite(newest).any() else math.nan,
+        fastest,
+        float(travelled.max()),
+        fastest * left,
+    )
+
+
+def pairs(case: Case) -> Pairs | None:
+    """`None`: not measured."""
+    found = table(case, "gradient_pair")
+    if found is None:
+        return None
+    newest = found.values[-NEWEST_ROWS:, :, 0].astype(np.float64)
+    newest = newest[np.isfinite(newest[:, :3]).all(axis=1)]
+    if not len(newest):
+        return None
+    signal, noise = float(newest[:, 1].mean()), float(newest[:, 2].mean())
+    scale = noise / signal if signal > 0 else math.inf if noise > 0 else math.nan
+    return Pairs(float(newest[:, 0].mean()), scale, len(newest))
+
+
+def dead_layers(case: Case, share: float) -> list[Dead]:
+    """Layers of ReLU, the output's left out, of whose units that share is silent and without gradient, for good."""
+    outputs, gradients = table(case, "activations"), table(case, "dead_units")
+    if outputs is None:
+        return []
+    found = []
+    for place, label in enumerate(outputs.labels):
+        layer = layer_of(case, label)
+        if layer is None or not layer.units or layer.activation not in ("relu", "relu6"):
+            continue
+        if case.output and layer.name == case.output.layer:
+            continue
+        silent = outputs.column("zero_units")[:, place].astype(np.float64) / layer.units
+        if gradients is not None and label in gradients.labels:
+            rows = {int(step): row for row, step in enumerate(gradients.steps)}
+            unreached = gradients.column()[:, gradients.labels.index(label)]
+            silent = np.array([min(value, float(unreached[rows[int(step)]])) if int(step) in rows else value
+                               for value, step in zip(silent, outputs.steps, strict=True)])  # fmt: skip
+        below = np.flatnonzero(~(silent >= share))
+        first = int(below[-1]) + 1 if len(below) else 0
+        if first == len(silent):
+            continue
+        found.append(
+            Dead(
+                layer,
+                float(silent[first:].min()),
+                layer.units,
+                int(outputs.steps[first]),
+                float(silent[0]),
+                len(silent) - first,
+                _starved(layer, float(silent[0])),
+            )
+        )
+    return found
+
+
+def peak(case: Case) -> tuple[float, int] | None:
+    """The highest the loss stood (mean of a 64th of the run), and the step at which that was. `None`: not known."""
+    found = blocks(case, "loss")
+    if found is None:
+        return None
+    means, begin, block = found
+    if not np.isfinite(means).any():
+        return None
+    place = int(np.nanargmax(np.where(np.isfinite(means), means, -np.inf)))
+    return float(means[place]), begin + place * block
+
+
+def blocks(case: Case, name: str) -> tuple[Float64, int, int] | None:
+    """Means of up to 64 equal parts of a series since the last command, the first step, and a part's length."""
+    column, begin = case.per_step(name), case.changed_at
+    if column is None or len(column) <= begin:
+        return None
+    block = max(1, (len(column) - begin) // BLOCKS)
+    count = (len(column) - begin) // block
+    if block == 1:
+        return column.values[begin : begin + count].astype(np.float64), begin, block
+    return block_means(column, begin, block, count), begin, block
+
+
+def reference_loss(case: Case) -> float:
+    """A loss that a training must not exceed for long: its very first, or what guessing gives, the greater one.
+
+    NaN: not known, as of single examples, the first of which may be a lucky one.
+    """
+    guess, few = guessing_loss(case), (case.batch_size or 0) < FEW_EXAMPLES
+    begun = [guess] if few else [guess, case.first_loss]
+    return max((value for value in begun if math.isfinite(value)), default=math.nan)
+
+
+def guessing_loss(case: Case) -> float:
+    """The loss of always predicting the classes' shares, or the mean. NaN: not known for this loss."""
+    base, output = case.baseline, case.output
+    if base is None or output is None:
+        return math.nan
+    if output.loss.endswith("crossentropy"):
+        return base.entropy
+    return base.variance if output.loss in ("mean_squared_error", "mse") else math.nan
+
+
+def poor(case: Case) -> bool:
+    """Whether the training is in trouble by what it has reached, whatever the cause."""
+    if case.non_finite_from is not None:
+        return True
+    if case.step - case.changed_at < 24 or case.solved:
+        return False
+    shortfall = case.shortfall
+    if case.seasoned and (case.guessing or (shortfall is not None and shortfall > 0.2)):
+        return True
+    guess, level = guessing_loss(case), case.progress.level
+    if math.isfinite(guess) and level > 1.5 * guess and case.seasoned:
+        return True
+    return case.stuck and (case.lift is None or shortfall is None or shortfall > 0.1)
+
+
+def rate_factor(case: Case) -> float:
+    """The rate at work, with what momentum makes of it, over what the optimizer is usually run at. NaN: not known."""
+    optimizer, rate = case.optimizer, case.session.learning_rate
+    if optimizer is None or rate is None or optimizer.name not in USUAL_RATES:
+        return math.nan
+    momentum = optimizer.settings.get("momentum") if optimizer.name in SCALED_BY_GRADIENT else None
+    kept = float(momentum) if isinstance(momentum, int | float) and 0 < momentum < 1 else 0.0
+    return rate / (1 - kept) / USUAL_RATES[optimizer.name]
+
+
+def gentler_rate(case: Case) -> float:
+    """A rate at which the same optimizer is safe from the starting weights.
+
+    A tenth of the usual one where inputs are large: each of Adam's steps moves a unit by the rate times Σ|x|.
+    """
+    optimizer, rate = case.optimizer, case.session.learning_rate or 1e-3
+    usual = USUAL_RATES.get(optimizer.name, 1e-3) if optimizer else 1e-3
+    size = input_size(case)
+    wanted = usual / 10 if math.isfinite(size) and size > LARGE_INPUTS else usual
+    return min(wanted, rate / 10)
+
+
+def input_size(case: Case) -> float:
+    """Root mean square of the inputs. NaN: not known."""
+    if case.inputs is not None:
+        return math.hypot(case.inputs.values.mean, case.inputs.values.std)
+    found = case.table("input") or case.table("input_0")
+    if found is None:
+        return math.nan
+    newest = found.values[-1, :, 0].astype(np.float64)
+    return math.hypot(float(newest[0]), float(newest[1]))
+
+
+def gradient_decay(case: Case) -> tuple[str, float, str, float, int] | None:
+    """The kernel with the smallest mean |gradient| in the first half of the layers, and the output's.
+
+    Returns:
+        Label and mean |g| of the one and the other, over the first rows; and the step of the first. `None`: not
+        measured, fewer than three kernels, or gradients that are exactly 0 or not finite: that is another matter.
+    """
+    found = table(case, "gradient_mean_abs")
+    places = kernels(case, found.labels) if found else []
+    if found is None or len(places) < 3:
+        return None
+    means = _typical(found.column()[:EARLY_ROWS, places].astype(np.float64))
+    half = means[: len(means) // 2]
+    smallest, last = int(np.argmin(half)), len(means) - 1
+    if not (np.isfinite(means).all() and half[smallest] > 0 and means[last] > 0):
+        return None
+    return (
+        found.labels[places[smallest]],
+        float(half[smallest]),
+        found.labels[places[last]],
+        float(means[last]),
+        int(found.steps[0]),
+    )
+
+
+def in_words(number: float) -> str:
+    """A rate as one writes it in a command."""
+    return f"{number:.3g}"
+
+
+def _typical(rows: Float64) -> Float64:
+    """`[rows, n]` → `[n]`, the median without NaN."""
+    return np.array(
+        [float(np.median(c[np.isfinite(c)])) if np.isfinite(c).any() else math.nan for c in rows.T]
+    )
+
+
+def _starved(layer: Layer, at_first: float) -> bool:
+    """With weights of both signs and no bias, every input but 0 drives about half of many units above 0."""
+    kernel = layer.kernel
+    unbiased = not layer.settings.get("use_bias", True) or layer.settings.get("bias_initializer") in (
+        None,
+        "Zeros",
+    )
+    return (
+        at_first >= 1
+        and layer.units >= 8
+        and unbiased
+        and kernel is not None
+        and kernel.low < 0 < kernel.high
+        and abs(kernel.mean) < 0.5 * kernel.std
+    )
