@@ -177,23 +177,22 @@ def _block_means(loss: Column, block: int) -> Float64:
 def _flat_stretches(means: Float64, block: int) -> list[_Flat]:
     """The unions of all flat windows of `BLOCKS` blocks, in order."""
     windows = judge_windows(means, float(means[0]))
-    stretches: list[_Flat] = []
+    spans: list[tuple[int, int]] = []
+    """First and last window of each."""
     for window in np.flatnonzero(windows.flat).tolist():
-        first = window
-        if stretches and window * block <= stretches[-1].stop:
-            first = stretches.pop().start // block
-        last = window + BLOCKS
-        level = float(np.median(means[first:last]))
-        stretches.append(
-            _Flat(
-                first * block,
-                last * block,
-                level,
-                float(windows.falls[window]),
-                float(windows.falls_at_most[window]),
-            )
+        joins = spans and window <= spans[-1][1] + BLOCKS
+        first = spans.pop()[0] if joins else window
+        spans.append((first, window))
+    return [
+        _Flat(
+            first * block,
+            (last + BLOCKS) * block,
+            float(np.median(means[first : last + BLOCKS])),
+            float(windows.falls[last]),
+            float(windows.falls_at_most[last]),
         )
-    return stretches
+        for first, last in spans
+    ]
 
 
 def _steps(count: int) -> Float64:

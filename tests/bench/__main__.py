@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
-from tests.bench import charts, latency, memory, overhead, recordings, startup
+from tests.bench import charts, diagnosis, latency, memory, overhead, recordings, startup
 
 Rows = list[tuple[str, float, float]]
 """(label, seconds, seconds of the reference) of each measurement."""
@@ -66,6 +66,7 @@ PARTS = {
         "one redraw at 120x40, against numpy's min and max of the same values", _table(charts.run)
     ),
     "recordings": Part("recordings", _table(recordings.run)),
+    "diagnosis": Part("one look of all rules", _table(diagnosis.run)),
     "startup": Part("start", _table(startup.run)),
     "latency": Part("from `send` to applied", latency.run),
     "overhead": Part("what following a training adds to it", overhead.run),
