@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, Literal, NamedTuple
 
-from monitor.diagnosis import dead_units, non_finite, plateau
+from monitor.diagnosis import dead_units, learning_rate_low, non_finite, plateau, unsuitable_optimizer
 from monitor.diagnosis.case import Case
 from monitor.diagnosis.finding import Finding, Rule, Severity
 from monitor.session import Session
@@ -18,6 +18,8 @@ from monitor.session import Session
 RULES: Final[tuple[Rule, ...]] = (
     non_finite.RULE,
     dead_units.RULE,
+    unsuitable_optimizer.RULE,
+    learning_rate_low.RULE,
     plateau.RULE,
 )
 
