@@ -90,8 +90,8 @@ def _title(dead: Dead) -> str:
 def _of(dead: Dead) -> Evidence:
     name = dead.layer.name
     text = (
-        f"{dead.share:.0%} of the {dead.units:,} units of {name} gave 0 for all examples and got no gradient, "
-        f"in each of {dead.rows} sampled steps from step {dead.since:,} on ({dead.at_first:.0%} when first sampled)"
+        f"{dead.share:.0%} of the {dead.units:,} units of {name} give 0 for all examples and get no gradient; it was "
+        f"{dead.at_first:.0%} when first sampled, and most from step {dead.since:,} on, in {dead.rows} sampled steps"
     )
     return Evidence(
         text, dead.since, {f"dead share of {name}": dead.share, f"first dead share of {name}": dead.at_first}

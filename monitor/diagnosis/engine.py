@@ -12,12 +12,14 @@ from typing import Final, Literal, NamedTuple
 
 from monitor.diagnosis import (
     dead_units,
+    learning_rate_low,
     non_finite,
     over_regularised,
     overfitting,
     plateau,
     too_short,
     underfitting,
+    unsuitable_optimizer,
     validation_too_good,
 )
 from monitor.diagnosis.case import Case
@@ -27,10 +29,12 @@ from monitor.session import Session
 RULES: Final[tuple[Rule, ...]] = (
     non_finite.RULE,
     dead_units.RULE,
+    learning_rate_low.RULE,
     over_regularised.RULE,
     overfitting.RULE,
     too_short.RULE,
     underfitting.RULE,
+    unsuitable_optimizer.RULE,
     validation_too_good.RULE,
     plateau.RULE,
 )

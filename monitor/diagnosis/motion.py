@@ -20,6 +20,8 @@ MOST_ROWS: Final = 64
 EARLY_ROWS: Final = 4
 """Rows that count as the beginning: steps 0, 1, 3 and 7."""
 NEWEST_ROWS: Final = 8
+SURE_ROWS: Final = 3
+"""Newest rows that must all show a unit dead."""
 BLOCKS: Final = 64
 """Parts of the run that a series is looked at in."""
 FEW_EXAMPLES: Final = 8
@@ -84,7 +86,7 @@ class Dead(NamedTuple):
 
     layer: Layer
     share: float
-    """Of its units, in the newest rows: the least of them."""
+    """Of its units: the least of the newest three rows."""
     units: int
     since: int
     """The first sampled step from which on it stayed so."""
@@ -194,7 +196,7 @@ def dead_layers(case: Case, share: float) -> list[Dead]:
         found.append(
             Dead(
                 layer,
-                float(silent[first:].min()),
+                float(silent[first:][-SURE_ROWS:].min()),
                 layer.units,
                 int(outputs.steps[first]),
                 float(silent[0]),

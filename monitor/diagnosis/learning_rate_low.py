@@ -1,0 +1,309 @@
+"""Finds a learning rate so small that the weights will hardly have moved by the end.
+
+Sees: ‖Δw‖ / ‖w‖ of sampled steps, added up over the run so far and, at the newest pace, over what is planned. A
+network that learns moves its kernels by about their own length or more; here even the kernel that moves most gets no
+further than a small share of that, while the model still guesses or its loss crawls. Also sees a schedule that has
+taken the rate away before half of the run was over.
+
+Hurts because each step is right and far too short. Try ten to a hundred times the rate; a range test finds the
+largest that still works (Smith 2017, arXiv 1506.01186).
+
+Source: Karpathy, CS231n notes, "Ratio of weights:updates" (about 1e-3 a step is healthy); the limits here from
+trainings on digits, wine and text: those that learned had travelled 0.9 or more, those that were too slow 0.07 at most.
+
+Wrong for a few last layers trained on features that are good already, where little way is far enough: it is silent
+then, for such a training does not guess. Where the gradient is at fault, because it vanishes or units are dead, others
+tell. Silent where updates are not measured.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from client_callback.wire.protocol import Float64
+from monitor.diagnosis import motion
+from monitor.diagnosis.case import Case
+from monitor.diagnosis.examples import Sampled, dense, falling, flat, output_of, session_of
+from monitor.diagnosis.finding import Evidence, Finding, Remedy, Rule
+from monitor.session import Session
+
+HARDLY: Final = 0.15
+"""Way that kernels go in shares of their length, by the end: with so little nothing was seen to learn."""
+LITTLE: Final = 0.4
+"""With so little, learning is slow at best."""
+STILL: Final = 1e-9
+"""A step below that share is no step: the gradient is at fault, not the rate (float32 holds 1e-7 of a weight)."""
+FEW_STEPS: Final = 50
+"""With fewer steps in all, their number is at fault rather than the rate."""
+SMALL_FACTOR: Final = 0.2
+"""Of the usual rate. Below, the rate itself is small; above, it is the optimizer that makes little of it."""
+TAKEN_AWAY: Final = 1 / 50
+"""What a schedule has left of the highest rate by half of the run."""
+
+
+class Slow(NamedTuple):
+    """A training whose weights hardly move."""
+
+    way: float
+    """In all, as planned, of the kernel that moves most, in shares of its length."""
+    moved: motion.Motion
+    factor: float
+    """The rate over the usual one. NaN: not known."""
+
+
+def slow(case: Case) -> Slow | None:
+    """`None`: the weights move, or nothing is wrong with the training, or it is not the steps' length."""
+    moved = motion.motion(case)
+    if moved is None or not moved.fastest > STILL or not case.seasoned:
+        return None
+    way = moved.travelled + moved.ahead
+    if way > LITTLE or case.step - case.changed_at + _left(case) < FEW_STEPS:
+        return None
+    if not (motion.poor(case) or crawling(case)) or vanishes(case):
+        return None
+    return Slow(way, moved, motion.rate_factor(case))
+
+
+def crawling(case: Case) -> bool:
+    """Whether the loss of a seasoned training has fallen by less than a tenth."""
+    progress = case.progress
+    return (
+        case.seasoned
+        and not case.solved
+        and math.isfinite(progress.first)
+        and progress.first - progress.level < 0.1 * abs(progress.first)
+    )
+
+
+def vanishes(case: Case) -> bool:
+    """Whether the first layers get next to nothing of the last one's gradient."""
+    decay = motion.gradient_decay(case)
+    return decay is not None and decay[1] < 1e-3 * decay[3]
+
+
+def lacks(case: Case) -> str:
+    """How far steps move the weights, or the rate of each step."""
+    if motion.motion(case) is None and case.per_step("learning_rate") is None:
+        return "neither updates of the weights nor learning rates were recorded since the last change"
+    return (
+        "" if case.seasoned else "too early to tell: fewer than 200 steps and 3 epochs since the last change"
+    )
+
+
+def check(case: Case) -> list[Finding]:
+    """One finding, or none."""
+    found = slow(case)
+    if found is not None:
+        return [_hardly_moving(case, found)]
+    taken = _taken_away(case)
+    return [taken] if taken is not None else []
+
+
+def _hardly_moving(case: Case, found: Slow) -> Finding:
+    rate, pairs = case.session.learning_rate, motion.pairs(case)
+    evidence = [
+        Evidence(
+            f"a step moves kernels by {found.moved.newest:.1e} of their length (median; about 1e-3 is often healthy)",
+            case.step - 1,
+            {"update_ratio": found.moved.newest},
+        ),
+        Evidence(
+            f"over {case.step:,} steps even the fastest went at most {found.moved.travelled:.1%} of its length, and "
+            f"{found.way:.1%} by the planned end",
+            case.step - 1,
+            {"travelled": found.moved.travelled, "way": found.way},
+        ),
+    ]
+    if rate is not None and math.isfinite(found.factor):
+        name = case.optimizer.class_name if case.optimizer else "the optimizer"
+        evidence.append(
+            Evidence(
+                f"the rate of {rate:.3g} is {found.factor:.2g} times what {name} is usually run at",
+                case.step - 1,
+                {"learning_rate": rate, "of_the_usual": found.factor},
+            )
+        )
+    coherent = pairs is not None and pairs.cosine > 0.5
+    if pairs is not None and coherent:
+        text = f"successive gradients point the same way (cosine {pairs.cosine:.2f}): far more of the same is safe"
+        evidence.append(Evidence(text, case.step - 1, {"cosine": pairs.cosine}))
+    confidence = 0.45 if not found.factor <= SMALL_FACTOR else 0.85 if found.way <= HARDLY else 0.65
+    if found.way <= HARDLY and coherent:
+        confidence += 0.07
+    optimizer = case.optimizer.name if case.optimizer else ""
+    if optimizer in ("adadelta", "adagrad", "ftrl"):
+        confidence = min(confidence, 0.55)  # there it is Keras' default that is small: `unsuitable-optimizer`
+    return Finding(
+        rule="learning-rate-low",
+        title="The learning rate is too low",
+        severity="warning",
+        confidence=confidence,
+        start=case.changed_at,
+        stop=case.step,
+        evidence=tuple(evidence),
+        explanation="Each step changes the weights by so little that they will hardly have left their starting "
+        "values when the training is over.",
+        remedies=_raise(case, found),
+    )
+
+
+def _raise(case: Case, found: Slow) -> tuple[Remedy, ...]:
+    optimizer, rate = case.optimizer, case.session.learning_rate or 1e-5
+    usual = motion.USUAL_RATES.get(optimizer.name, 1e-3) if optimizer else 1e-3
+    wanted = usual if found.factor <= SMALL_FACTOR else 10 * rate
+    class_name = optimizer.class_name if optimizer else "Adam"
+    return (
+        Remedy(f"Raise the rate to {wanted:.3g}", f"lr {motion.in_words(wanted)}"),
+        Remedy("Find the largest rate that works", f"trial lr {rate:.1e}..1 for 60 steps"),
+        Remedy(
+            "In the script",
+            code=f"model.compile(optimizer=keras.optimizers.{class_name}(learning_rate={wanted:.3g}), …)",
+        ),
+    )
+
+
+def _taken_away(case: Case) -> Finding | None:
+    """A schedule, or a callback, that made the rate tiny while there was much left to learn."""
+    rates = case.per_step("learning_rate")
+    begin = case.changed_at
+    if rates is None or case.progress.trend not in ("flat", "unclear") or not case.seasoned or case.solved:
+        return None
+    done = len(rates) - begin
+    if case.session.ended or not case.session.total_steps:
+        planned = done
+    else:
+        planned = max(done, case.session.total_steps - begin)
+    half = begin + planned // 2
+    _, highs = rates.envelope(begin, len(rates), motion.BLOCKS)
+    highest = float(np.nanmax(highs)) if np.isfinite(highs).any() else math.nan
+    now = float(rates.values[min(half, len(rates) - 1)])
+    if not (highest > 0 and now <= TAKEN_AWAY * highest) or _warming_up(highs):
+        return None
+    behind = case.shortfall is not None and case.shortfall > 0.1
+    if not (case.guessing or behind or (case.lift is not None and case.lift < 0.8)):
+        return None
+    below = begin + int(np.argmax(highs <= TAKEN_AWAY * highest)) * done // motion.BLOCKS
+    return Finding(
+        rule="learning-rate-low",
+        title="The schedule has taken the learning rate away",
+        severity="warning",
+        confidence=0.6,
+        start=min(below, case.step - 1),
+        stop=case.step,
+        evidence=(
+            Evidence(
+                f"the rate fell from {highest:.3g} to {now:.3g} by step {min(half, len(rates) - 1):,} of "
+                f"{begin + planned:,} planned",
+                begin,
+                {"highest_rate": highest, "learning_rate": now},
+            ),
+            Evidence(
+                f"loss {case.progress.level:.4g}, trend {case.progress.trend}",
+                case.step - 1,
+                {"loss": case.progress.level},
+            ),
+        ),
+        explanation="The learning rate has become so small that the rest of the training cannot change the model any "
+        "more, and it has not learned what there is to learn.",
+        remedies=(
+            Remedy("Set the rate back", f"lr {motion.in_words(highest)}"),
+            Remedy("Let it fall over the whole run", f"schedule cosine decay_steps={max(planned, 1)}"),
+        ),
+    )
+
+
+def _warming_up(highs: Float64) -> bool:
+    """Whether the rate rises in the end."""
+    return bool(highs[-1] > 2 * np.nanmin(highs))
+
+
+def _left(case: Case) -> int:
+    return 0 if case.session.ended else max(0, (case.session.total_steps or 0) - case.step)
+
+
+_STEPS = (0, 1, 3, 7, 15, 31, 63, 127, 255)
+
+
+def example(
+    ratio: float,
+    loss: Float64,
+    *,
+    rate: float,
+    optimizer: str = "adam",
+    accuracy: float = 0.5,
+    decay: float = 1.0,
+    rates: Float64 | None = None,
+) -> Session:
+    """A training of 400 steps whose steps move each kernel by that share of its length.
+
+    Args:
+        ratio: ‖Δw‖ / ‖w‖.
+        loss: of each step.
+        rate: the learning rate.
+        optimizer: its name.
+        accuracy: of each step, with some noise.
+        decay: mean |gradient| of the first kernel over that of the last.
+        rates: of each step, where they differ.
+    """
+    labels = ("dense/kernel", "dense_1/kernel", "dense_2/kernel", "dense_3/kernel")
+    gradients = [0.01 * decay ** (1 - place / 3) for place in range(4)]
+    return session_of(
+        {
+            "loss": loss,
+            "accuracy": flat(accuracy, noise=0.05),
+            "learning_rate": np.full(400, rate) if rates is None else rates,
+            "examples": np.full(400, 32.0),
+        },
+        timing=("examples",),
+        optimizer=optimizer,
+        task="binary",
+        layers=(
+            dense("dense", 64),
+            dense("dense_1", 64),
+            dense("dense_2", 64),
+            dense("dense_3", 1, "sigmoid"),
+        ),
+        output=output_of("dense_3", 1, "sigmoid", "binary_crossentropy"),
+        tables={
+            "update_ratio": Sampled(_STEPS, {**dict.fromkeys(labels, ratio), "dense_3/bias": 10 * ratio}),
+            "gradient_mean_abs": Sampled(_STEPS, dict(zip(labels, gradients, strict=True))),
+            "gradient_pair": Sampled(
+                _STEPS, {"cosine": 0.7, "signal": 1.0, "noise": 40.0, "noise_scale": 40.0}, (), "values"
+            ),
+            "target_counts": Sampled(_STEPS, {"0": 16, "1": 16}, (), "histogram"),
+        },
+        epochs=[{"loss": 0.69}] * 8,
+        ended=True,
+    )
+
+
+def _crawls() -> Float64:
+    return np.asarray(flat(0.693, noise=0.005) - np.arange(400) * 2e-5)
+
+
+HEALTHY = {
+    "the rate is small and the model learns": lambda: example(1e-4, falling(), rate=1e-5, accuracy=0.95),
+    "steps are of ordinary length and the loss is stuck": lambda: example(2e-3, flat(0.69), rate=1e-3),
+    "nothing moves because no gradient gets to the first layers": lambda: example(
+        1e-5, flat(0.69), rate=1e-5, decay=1e-6
+    ),
+    "no weight moves at all": lambda: example(0.0, flat(0.69), rate=1e-3),
+    "the rate falls to nothing when all is learned": lambda: example(
+        2e-3, falling(), rate=1e-3, accuracy=0.98, rates=1e-3 * np.exp(-np.arange(400) / 40)
+    ),
+}
+AILING = {
+    "Adam at 0.000002": lambda: example(1e-5, flat(0.69), rate=2e-6),
+    "the loss falls, so slowly that it comes to nothing": lambda: example(3e-5, _crawls(), rate=1e-5),
+    "plain SGD at 0.00005": lambda: example(4e-6, _crawls(), rate=5e-5, optimizer="sgd"),
+    "the schedule has halved the rate ten times by half of the run": lambda: example(
+        2e-3, flat(0.5), rate=1e-3, accuracy=0.75, rates=1e-3 * np.exp(-np.arange(400) / 20)
+    ),
+}
+
+EXPLAINS = frozenset({"plateau", "too-short", "underfitting"})
+
+RULE = Rule("learning-rate-low", check, lacks, EXPLAINS, HEALTHY, AILING)
