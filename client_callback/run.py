@@ -22,6 +22,7 @@ import functools
 import math
 import os
 import sys
+import threading
 import time
 import warnings
 import weakref
@@ -35,6 +36,7 @@ import msgspec
 
 from client_callback.budget import FIRST_INTERVAL, Budget
 from client_callback.description import describe_model, describe_run
+from client_callback.inspection import Inspection
 from client_callback.instrument.batches import BatchesAhead, NotInFitError, Pulled
 from client_callback.instrument.clock import CallClock
 from client_callback.instrument.instrument import Instrument
@@ -188,6 +190,9 @@ class Run:
         self._attention_at = NEVER
         """The step before which steering has something to do without being asked."""
         self._rate: dict[str, float] = {}
+        self._data: Inspection | None = None
+        """Seen of what it is trained on, still to be told."""
+        self._telling = threading.Lock()
         self._link: Link | None = None
         self._steering: Steering | None = None
         self._instrument: Instrument | None = None
@@ -270,6 +275,8 @@ class Run:
             self._recorder.instrument = self._instrument
             self._retracing = True
             self._set_state("recompiling", "tracing the train step")
+            if in_fit:
+                self._look_at_data(self.model)
         if self._own_loop:
             self.emit(EpochBegan(time=self._now(), epoch=0))
         for sentence in self._replayed.left_out:
@@ -283,6 +290,7 @@ class Run:
         `outcome`: `None` stands for `stopped` or `finished`, whichever is true.
         """
         self._recorder.drain()
+        self._tell_data()
         self._settle(last=True)
         self._complete(outcome or ("stopped" if self.stopped else "finished"), reason)
 
@@ -306,6 +314,7 @@ class Run:
     def _say_last(self) -> None:
         """What is told of a training that died, perhaps from the sender's thread."""
         self._recorder.drain()
+        self._tell_data()
         if self._steering is not None:
             for reply in self._steering.ended_early():
                 self.emit(reply)
@@ -541,6 +550,26 @@ class Run:
 
     # ── Inside ──────────────────────────────────────────────────────────────────────────────────────
 
+    def _look_at_data(self, model: keras.Model) -> None:
+        try:
+            self._data = Inspection.of_running_fit(model)
+        except Exception as error:  # noqa: BLE001 (the user's own data, of whatever kind)
+            self._problem(f"what the run is trained on is not described: {type(error).__name__}: {error}")
+
+    def _tell_data(self) -> None:
+        """In the sender's thread, unless the run ends before that came to it."""
+        with self._telling:
+            data, self._data = self._data, None
+            if data is None:
+                return
+            try:
+                self.emit(msgspec.structs.replace(data.described(), step=self.step, time=self._now()))
+            except Exception as error:  # noqa: BLE001 (the user's own data, of whatever kind)
+                self._problem(f"what the run is trained on is not described: {type(error).__name__}: {error}")
+
+    def _problem(self, what: str) -> None:
+        self.emit(Problem(step=self.step, time=self._now(), what=what[:2_000]))
+
     def _tell_model(self) -> bool:
         """Completes the description of a model that made its weights just now; whether it could be completed."""
         self._model_looks += 1
@@ -610,6 +639,7 @@ class Run:
     def _tick(self) -> None:
         """Called from the sender's thread, often."""
         self._recorder.tick()
+        self._tell_data()
         if self._steering is not None and self._steering.snapshot_due:
             self._attention_at = 0
 

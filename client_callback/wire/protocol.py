@@ -287,7 +287,7 @@ class DataDescribed(Event, frozen=True, kw_only=True, tag="data_described"):
     """What the run is trained on, as far as it can be told without touching it. At most once, early in the run."""
 
     source: Name
-    """`arrays`, or the name of the class that batches come from."""
+    """`arrays`, `tf.data`, or the name of the class that batches come from."""
     examples: Count | None = None
     batch_size: Count | None = None
     shuffled: bool | None = None
