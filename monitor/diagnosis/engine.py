@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, Literal, NamedTuple
 
 from monitor.diagnosis import (
+    label_encoding,
     non_finite,
     over_regularised,
     overfitting,
@@ -25,6 +26,7 @@ from monitor.session import Session
 
 RULES: Final[tuple[Rule, ...]] = (
     non_finite.RULE,
+    label_encoding.RULE,
     over_regularised.RULE,
     underfitting.RULE,
     overfitting.RULE,
