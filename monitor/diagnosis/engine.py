@@ -12,6 +12,7 @@ from typing import Final, Literal, NamedTuple
 
 from monitor.diagnosis import (
     dead_units,
+    label_encoding,
     learning_rate_low,
     non_finite,
     over_regularised,
@@ -29,6 +30,7 @@ from monitor.session import Session
 RULES: Final[tuple[Rule, ...]] = (
     non_finite.RULE,
     dead_units.RULE,
+    label_encoding.RULE,
     learning_rate_low.RULE,
     over_regularised.RULE,
     overfitting.RULE,

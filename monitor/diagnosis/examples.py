@@ -237,3 +237,73 @@ def trained_on(
         signal=signal,
     )
     return msgspec.structs.replace(data, **changed)
+
+
+def labelled(values: npt.ArrayLike, **changed: Any) -> dict[str, Any]:
+    """Fields of `TargetData` for these targets, [N] or [N, …], as the training describes them.
+
+    Whole numbers are classes where there are 50 examples of each.
+    """
+    array = np.asarray(values, np.float64)
+    finite = array[np.isfinite(array)]
+    rows = array.reshape(len(array), -1)
+    integral = bool((finite == np.rint(finite)).all())
+    one_hot = rows.shape[1] > 1 and bool(np.isin(rows, (0, 1)).all() and (rows.sum(axis=1) == 1).all())
+    numbers = rows.argmax(axis=1) if one_hot else rows[:, 0]
+    found, counts = np.unique(numbers, return_counts=True)
+    are_classes = one_hot or (rows.shape[1] == 1 and integral and 50 * len(found) <= len(rows))
+    fields = {
+        "dtype": "float32",
+        "shape": array.shape[1:],
+        "values": Summary(
+            mean=float(finite.mean()),
+            std=float(finite.std()),
+            low=float(finite.min()),
+            high=float(finite.max()),
+            non_finite=1 - finite.size / array.size,
+        ),
+        "integral": integral,
+        "one_hot": one_hot,
+        "classes": (
+            {str(int(number)): int(count) for number, count in zip(found, counts, strict=True)}
+            if are_classes
+            else {}
+        ),
+        "in_order": float((numbers[1:] == numbers[:-1]).mean()) if are_classes else None,
+    }
+    return fields | changed
+
+
+def trained(
+    units: int,
+    activation: str,
+    loss: str,
+    losses: Float64 | None = None,
+    *,
+    accuracy: float | None = None,
+    hidden: str = "relu",
+    **more: Any,
+) -> Session:
+    """A network of two hidden layers that was trained for ten epochs; by default its loss stays.
+
+    Args:
+        units: of its output.
+        activation: of its output.
+        loss: as `Output.loss`.
+        losses: one per step.
+        accuracy: of each step, about. `None`: it is not measured.
+        hidden: activation of the other layers.
+        more: for `session_of`.
+    """
+    losses = flat(0.69) if losses is None else losses
+    series = {"loss": losses}
+    if accuracy is not None:
+        series["accuracy"] = noisy(np.full(len(losses), accuracy), 0.03)
+    layers = (
+        dense("first", 32, hidden),
+        dense("second", 32, hidden, inputs=32),
+        dense("last", units, activation, inputs=32),
+    )
+    output = Output(name="last", layer="last", activation=activation, units=units, loss=loss)
+    given: dict[str, Any] = {"layers": layers, "output": output, "epochs": [{"loss": 0.69}] * 10}
+    return session_of(series, **(given | more))

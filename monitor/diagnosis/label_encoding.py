@@ -1,0 +1,499 @@
+"""Sees labels that the loss or the output cannot take, and labels that have nothing to do with their examples.
+
+Sees: the least and the greatest label, their mean and spread, and whether they are whole numbers, beside the loss,
+the output's activation and its units. Wrong by construction are labels outside 0 to 1 under a binary cross-entropy
+(1 and 2, −1 and 1, 0 and 255, several classes on one unit), class numbers that the output has no unit for (counted
+from 1), class numbers that are no whole numbers (divided along with the images: all become class 0), and rows that
+are no shares of classes under a categorical cross-entropy (several classes at once, none, 255 in place of 1). That
+labels are of two values follows from their spread: no others reach the bound of Bhatia and Davis (2000).
+
+Of labels that were shuffled apart from their examples the signs are indirect: nearest neighbours, which need no
+training, do no better than chance, and the network either guesses as well or learns by heart what then fails on every
+validation. The confidence stays moderate, since neighbours are at chance in some texts and pictures that can be
+learned.
+
+Hurts because the loss has no minimum where the labels are (it may fall without end while accuracy stays), or because
+there is nothing to be learned. Encode labels as the loss wants them. Sources: StackOverflow 46869312 (labels outside
+0 to 1: the loss goes to −∞); the documentation of Keras' losses; UMLAUT (CHI'21) checks label shapes likewise.
+
+Wrong when soft labels are meant (label smoothing is recognised as long as the two values add up to 1). Silent without
+the labels' values or the loss.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final
+
+import numpy as np
+
+from client_callback.wire.protocol import Output, SignalProbe
+from monitor.diagnosis.case import Case
+from monitor.diagnosis.epochs import reached, sides, validated_accuracy
+from monitor.diagnosis.examples import Sampled, falling, labelled, trained, trained_on
+from monitor.diagnosis.finding import Evidence, Finding, Remedy, Rule, Severity
+from monitor.diagnosis.targets import (
+    BINARY,
+    CATEGORICAL,
+    HINGE,
+    REGRESSION,
+    SPARSE,
+    Targets,
+    fitting,
+    refit,
+    targets_of,
+)
+from monitor.session import Session
+
+SMOOTHED: Final = 0.5
+"""Two-valued labels whose higher value is at least this may be smoothed on one side (GANs use 0.9; Salimans et al.
+2016); lower ones were divided."""
+LEAST_PROBED: Final = 300
+"""Examples that nearest neighbours must have been tried on: two standard errors of a share are then 6 points."""
+LEAST_LABELS: Final = 100
+"""Before all labels being equal means anything."""
+BY_HEART: Final = 0.3
+"""Lift in training that cannot be chance; on validation it must be below `case.BARELY`."""
+ROW_ERROR: Final = 0.02
+"""By which the mean of a row's sum may differ from 1: a fiftieth of the rows without a class, or with two."""
+LEAST_SHARED: Final = 0.25
+"""Of labels beyond what a bounded output reaches. Fewer are no matter of encoding."""
+
+
+def lacks(case: Case) -> str:
+    """Labels and a loss."""
+    if case.output is None or not case.output.loss:
+        return "the loss is not known"
+    return "" if targets_of(case) is not None else "no labels were seen"
+
+
+def check(case: Case) -> list[Finding]:
+    """At most one finding."""
+    targets, output = targets_of(case), case.output
+    if targets is None or output is None:
+        return []
+    for look in (_constant, _of_binary, _of_hinge, _of_sparse, _of_categorical, _of_bounded):
+        found = look(case, targets, output)
+        if found is not None:
+            return [found]
+    apart = _apart(case, targets)
+    return [apart] if apart else []
+
+
+# ── What the loss cannot take ───────────────────────────────────────────────────────────────────────
+
+
+def _constant(case: Case, targets: Targets, output: Output) -> Finding | None:
+    if not targets.described or targets.examples < LEAST_LABELS or targets.width != 1:
+        return None
+    if targets.high > targets.low:
+        return None
+    return _finding(
+        case,
+        targets,
+        "All labels are the same",
+        f"all {targets.examples:,.0f} labels looked at are {targets.low:g}",
+        "Where every label is the same there is nothing to tell apart, so the model learns to say it always.",
+        confidence=0.95,
+        remedies=[Remedy("Look at how the labels are read: print(numpy.unique(y, return_counts=True))")],
+    )
+
+
+def _of_binary(case: Case, targets: Targets, output: Output) -> Finding | None:
+    if output.loss not in BINARY or not targets.class_like:
+        return None
+    remedy = refit(fitting(targets, output.units), output.layer)
+    if targets.low >= 0 and targets.high <= 1:
+        return _divided(case, targets, output, remedy) if targets.two_valued else None
+    if targets.number > 2 and output.units == 1:
+        title = f"{targets.number} classes on one unit"
+        meaning = "One unit tells two classes apart, 0 and 1; further classes have no place on it."
+    else:
+        title = f"Labels {targets.span} for a loss that takes 0 to 1"
+        meaning = (
+            "The loss compares probabilities with the labels, and no probability is outside 0 to 1: it can "
+            "be lowered for ever without the predictions getting any better."
+        )
+    text = f"labels are {targets.span}, {output.loss} takes 0 to 1"
+    return _finding(case, targets, title, text, meaning, confidence=0.97, remedies=[remedy])
+
+
+def _divided(case: Case, targets: Targets, output: Output, remedy: Remedy) -> Finding | None:
+    """Labels that were scaled along with the inputs."""
+    smoothed = abs(targets.low + targets.high - 1) < 0.01 or targets.high >= SMOOTHED
+    if smoothed or targets.low < 0:
+        return None
+    factor = 1 / targets.high
+    return _finding(
+        case,
+        targets,
+        f"Labels {targets.span}: divided by {factor:.4g}",
+        f"the only labels are {targets.low:.4g} and {targets.high:.4g} = 1/{factor:.4g}, so no prediction is to "
+        "exceed 0.5",
+        "The labels were scaled along with the inputs, so that class 1 is asked for with next to no probability.",
+        confidence=0.95,
+        remedies=[Remedy("Scale the inputs only", code=f"y = (y > {targets.low:g}).astype(int)"), remedy],
+    )
+
+
+def _of_hinge(case: Case, targets: Targets, output: Output) -> Finding | None:
+    if output.loss not in HINGE or not targets.class_like:
+        return None
+    if (targets.low, targets.high) in ((0, 1), (-1, 1)) and (targets.two_valued or not targets.classes):
+        return None
+    return _finding(
+        case,
+        targets,
+        f"Labels {targets.span} for a loss that takes −1 and 1",
+        f"labels are {targets.span}, {output.loss} takes −1 and 1",
+        "The sign of the label tells this loss which side an example belongs on; these have not both signs.",
+        confidence=0.95,
+        remedies=[Remedy("Make them −1 and 1", code=f"y = numpy.where(y > {targets.low:g}, 1, -1)")],
+    )
+
+
+def _of_sparse(case: Case, targets: Targets, output: Output) -> Finding | None:
+    units = output.units
+    if output.loss not in SPARSE or units < 2:
+        return None
+    layer = output.layer or "the last layer"
+    if not targets.integral:
+        if not (targets.class_like or 0 <= targets.low <= targets.high <= 1):
+            return None  # quantities: another rule's
+        return _finding(
+            case,
+            targets,
+            "Class numbers that are no whole numbers",
+            f"labels are {targets.span}, and the loss cuts off what follows the point"
+            + (": all of them become class 0" if targets.high < 1 else ""),
+            "Class numbers name classes and must be whole; scaled along with the inputs they no longer tell classes "
+            "apart.",
+            confidence=0.97,
+            remedies=[
+                Remedy(
+                    "Scale the inputs only, and leave the labels as they were read",
+                    code="x = x / 255  # not y",
+                )
+            ],
+        )
+    if targets.low >= 0 and targets.high < units:
+        return None
+    shifted = targets.low > 0 and targets.high - targets.low < units
+    title = (
+        f"Labels count from {targets.low:g}: class {targets.high:g} has no unit"
+        if shifted
+        else f"Class numbers {targets.span}, but {units} units"
+    )
+    numbers = fitting(targets, units)
+    remedies = [Remedy("Count from 0", code=numbers.labels or f"y = y - {targets.low:g}")]
+    if not shifted:
+        remedies = [
+            Remedy(
+                "As many units as there are classes",
+                code=f'keras.layers.Dense({numbers.units}, activation="softmax")  # in place of {layer}'
+                + (f"\n{numbers.labels}" if numbers.labels else ""),
+            )
+        ]
+    return _finding(
+        case,
+        targets,
+        title,
+        f"class numbers are {targets.span}; {layer} has units for 0 to {units - 1}",
+        "A class without a unit cannot be predicted; what the loss makes of it depends on the machine (an "
+        "error, NaN, or nothing).",
+        confidence=0.97,
+        remedies=remedies,
+    )
+
+
+def _of_categorical(case: Case, targets: Targets, output: Output) -> Finding | None:
+    if output.loss not in CATEGORICAL or output.units < 2 or targets.one_hot:
+        return None
+    if targets.width not in (0, output.units):
+        return None
+    total = targets.mean * output.units
+    if targets.low < 0 or not targets.two_valued:
+        return None
+    if targets.integral and targets.high == 1:
+        return _of_several(case, targets, output, total)
+    if abs(total - targets.high) > ROW_ERROR * targets.high or abs(targets.high - 1) < 0.05:
+        return None
+    return _finding(
+        case,
+        targets,
+        f"One-hot labels of {targets.high:.4g} in place of 1",
+        f"each row has one {targets.high:.4g} and zeros: it adds up to {total:.4g}, where shares of classes add up "
+        "to 1",
+        "The labels were scaled along with the inputs: rows that do not add up to 1 ask for shares that no softmax "
+        "can give.",
+        confidence=0.95,
+        remedies=[Remedy("Scale the inputs only", code=f"y = y / {targets.high:.6g}")],
+    )
+
+
+def _of_several(case: Case, targets: Targets, output: Output, total: float) -> Finding | None:
+    if abs(total - 1) <= ROW_ERROR:
+        return None
+    several = total > 1
+    if several:
+        title = "Several classes at once under a categorical cross-entropy"
+        meaning = (
+            "A softmax shares out one certainty among all classes, so it cannot say yes to several of them."
+        )
+        remedies = [
+            refit(fitting(targets._replace(width=output.units, integral=True), output.units), output.layer)
+        ]
+    else:
+        title = "Examples without any class"
+        meaning = "Rows of zeros name no class, so nothing is learned from those examples."
+        remedies = [
+            Remedy("Leave these examples out, or give them a class of their own", code="kept = y.any(axis=1)")
+        ]
+    return _finding(
+        case,
+        targets,
+        title,
+        f"a row of labels has {total:.3g} ones on average, where {output.loss} takes a single one",
+        meaning,
+        confidence=0.85,
+        remedies=remedies,
+        severity="warning",
+    )
+
+
+def _of_bounded(case: Case, targets: Targets, output: Output) -> Finding | None:
+    """Two classes, or a few, under a distance and an output that cannot reach their numbers."""
+    if output.loss not in REGRESSION or not targets.classes or targets.one_hot or targets.width != 1:
+        return None
+    bounds = {"sigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0)}.get(output.activation)
+    if bounds is None or output.units != 1 or (targets.low >= bounds[0] and targets.high <= bounds[1]):
+        return None
+    beyond = sum(count for value, count in targets.classes.items() if not bounds[0] <= value <= bounds[1])
+    share = beyond / max(sum(targets.classes.values()), 1)
+    if share < LEAST_SHARED:
+        return None
+    return _finding(
+        case,
+        targets,
+        f"Labels {targets.span} for an output from {bounds[0]:g} to {bounds[1]:g}",
+        f"{share:.0%} of the labels are outside of what {output.layer} can give ({output.activation}: "
+        f"{bounds[0]:g} to {bounds[1]:g})",
+        "The output cannot reach the numbers that stand for the classes, so it runs against its end.",
+        confidence=0.9,
+        remedies=[refit(fitting(targets, output.units), output.layer)],
+    )
+
+
+# ── Labels that belong to other examples ────────────────────────────────────────────────────────────
+
+
+def _apart(case: Case, targets: Targets) -> Finding | None:
+    if not case.seasoned or case.non_finite_from is not None:
+        return None
+    signal = case.data.signal if case.data else None
+    probed = signal is not None and signal.examples >= LEAST_PROBED
+    at_chance = probed and signal is not None and _at_chance(signal)
+    if probed and not at_chance:
+        return None
+    lift, validated = case.lift, _validated_lift(case)
+    by_heart = (
+        lift is not None
+        and validated is not None
+        and lift - max(validated, 0.0) >= BY_HEART
+        and validated < 0.05
+    )
+    guesses = case.guessing and (reached(case) or 0.0) < 0.05
+    if not (by_heart and targets.class_like) and not (at_chance and guesses):
+        return None
+    evidence = []
+    if signal is not None:
+        evidence.append(
+            Evidence(
+                f"nearest neighbours reach {signal.score:.3f} on {signal.examples:,} examples, chance "
+                f"{signal.chance:.3f}",
+                None,
+                {"neighbours": signal.score, "chance": signal.chance},
+            )
+        )
+    if by_heart and lift is not None and validated is not None:
+        text = f"training has come {lift:.0%} of the way from guessing to perfect, validation {max(validated, 0):.0%}"
+        evidence.append(Evidence(text, case.step - 1, {"lift": lift, "val_lift": validated}))
+    elif lift is not None:
+        text = f"the network has come {max(lift, 0):.0%} of the way from guessing to perfect in {case.step:,} steps"
+        evidence.append(Evidence(text, case.step - 1, {"lift": lift}))
+    confidence = 0.45 + (0.2 if by_heart and at_chance else 0.05 if by_heart else 0.0)
+    return Finding(
+        rule="label-encoding",
+        title="The labels seem to have nothing to do with the inputs",
+        severity="warning",
+        confidence=confidence,
+        start=0,
+        stop=case.step,
+        evidence=tuple(evidence),
+        explanation="Neither similar examples nor the network tell anything about the labels, as if inputs and "
+        "labels had been shuffled or read apart from each other.",
+        remedies=(
+            Remedy("Look at a few examples beside their labels", code="for i in range(9): print(y[i], x[i])"),
+            Remedy(
+                "Shuffle both with the same order",
+                code="order = numpy.random.permutation(len(x))\nx, y = x[order], y[order]",
+            ),
+        ),
+    )
+
+
+def _at_chance(signal: SignalProbe) -> bool:
+    if signal.kind == "r2":
+        return signal.score < 0.02
+    error = math.sqrt(max(signal.chance * (1 - signal.chance), 1e-4) / signal.examples)
+    return signal.score < signal.chance + 2 * error
+
+
+def _validated_lift(case: Case) -> float | None:
+    name, base = validated_accuracy(case), case.baseline
+    both = sides(case, name) if name else None
+    if both is None or base is None or base.classes < 2:
+        return None
+    return (both.now[1] - base.majority) / max(1 - base.majority, 1e-9)
+
+
+def _finding(
+    case: Case,
+    targets: Targets,
+    title: str,
+    text: str,
+    explanation: str,
+    *,
+    confidence: float,
+    remedies: list[Remedy],
+    severity: Severity = "critical",
+) -> Finding:
+    numbers = {"low": targets.low, "high": targets.high, "mean": targets.mean}
+    return Finding(
+        rule="label-encoding",
+        title=title,
+        severity=severity,
+        confidence=confidence,
+        start=targets.step or 0,
+        stop=case.step,
+        evidence=(Evidence(text, targets.step, numbers), *_classes(targets)),
+        explanation=explanation,
+        remedies=tuple(remedies),
+    )
+
+
+def _classes(targets: Targets) -> tuple[Evidence, ...]:
+    if not 1 < len(targets.classes) <= 10 or targets.one_hot:
+        return ()
+    counts = ", ".join(f"{count:,} of {value}" for value, count in sorted(targets.classes.items()))
+    return (Evidence(f"examples: {counts}", targets.step),)
+
+
+# ── Examples ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _two(low: float, high: float, activation: str = "sigmoid", loss: str = "binary_crossentropy") -> Session:
+    data = trained_on(targets=labelled(np.repeat([low, high], 500)))
+    return trained(1, activation, loss, accuracy=0.5, task="binary", data=data)
+
+
+def _numbers(first: int, classes: int, units: int) -> Session:
+    data = trained_on(targets=labelled(np.repeat(np.arange(first, first + classes), 60)))
+    return trained(
+        units, "softmax", "sparse_categorical_crossentropy", falling(), task="classification", data=data
+    )
+
+
+def _rows(height: float, second: float = 0.0, **more: Any) -> Session:
+    """One-hot rows of ten classes, a share of them with a further class."""
+    rng = np.random.default_rng(0)
+    rows = np.eye(10)[rng.integers(0, 10, 1_000)] * height
+    rows[rng.random(1_000) < second, 3] = height
+    data = trained_on(targets=labelled(rows))
+    return trained(10, "softmax", "categorical_crossentropy", task="classification", data=data, **more)
+
+
+def _apart_from_inputs(score: float, accuracy: float, validated: float) -> Session:
+    probe = SignalProbe(kind="accuracy", score=score, chance=0.5, examples=1_000)
+    return trained(
+        1,
+        "sigmoid",
+        "binary_crossentropy",
+        accuracy=accuracy,
+        task="binary",
+        data=trained_on(classes=(500, 500), signal=probe),
+        epochs=[{"loss": 0.69, "accuracy": accuracy, "val_loss": 0.7, "val_accuracy": validated}] * 10,
+    )
+
+
+def _sampled_labels(low: float, high: float) -> Session:
+    middle, half = (low + high) / 2, (high - low) / 2
+    row = {
+        "mean": middle,
+        "std": half,
+        "min": low,
+        "max": high,
+        "non_finite": 0,
+        "integral": 1,
+        "unit_rows": 0,
+    }
+    table = Sampled((0, 1, 3), {"target": [list(row.values())] * 3}, tuple(row), of="values")
+    return trained(1, "sigmoid", "binary_crossentropy", task="binary", tables={"target": table})
+
+
+HEALTHY = {
+    "labels are 0 and 1 for a sigmoid": lambda: _two(0, 1),
+    "labels are smoothed": lambda: _two(0.05, 0.95),
+    "labels are smoothed on one side": lambda: _two(0, 0.9),
+    "labels are −1 and 1 for a hinge": lambda: _two(-1, 1, "tanh", "hinge"),
+    "labels are −1 and 1 for a tanh and a squared error": lambda: _two(-1, 1, "tanh", "mean_squared_error"),
+    "class numbers fit the units": lambda: _numbers(0, 10, 10),
+    "class numbers begin at 1 and there is a unit more": lambda: _numbers(1, 10, 11),
+    "one-hot rows": lambda: _rows(1),
+    "sampled batches show 0 and 1": lambda: _sampled_labels(0, 1),
+    "neighbours tell the labels and the network guesses": lambda: _apart_from_inputs(0.9, 0.5, 0.5),
+    "neighbours are at chance and the network learns": lambda: _apart_from_inputs(0.5, 0.9, 0.8),
+    "targets are quantities": lambda: trained(
+        1, "linear", "binary_crossentropy", task="binary", data=trained_on()
+    ),
+}
+AILING = {
+    "labels are 1 and 2 for a sigmoid": lambda: _two(1, 2),
+    "labels are −1 and 1 for a binary cross-entropy": lambda: _two(-1, 1, "tanh"),
+    "labels are 0 and 255": lambda: _two(0, 255),
+    "labels were divided by 255": lambda: _two(0, 1 / 255),
+    "labels are 1 and 2 for a hinge": lambda: _two(1, 2, "tanh", "hinge"),
+    "labels are 1 and 2 for a sigmoid and a squared error": lambda: _two(
+        1, 2, "sigmoid", "mean_squared_error"
+    ),
+    "three classes on one unit": lambda: trained(
+        1, "sigmoid", "binary_crossentropy", task="binary", data=trained_on(classes=(300, 300, 300))
+    ),
+    "class numbers begin at 1": lambda: _numbers(1, 10, 10),
+    "more classes than units": lambda: _numbers(0, 10, 5),
+    "class numbers were divided by 255": lambda: trained(
+        10,
+        "softmax",
+        "sparse_categorical_crossentropy",
+        task="classification",
+        data=trained_on(targets=labelled(np.repeat(np.arange(10), 60) / 255)),
+    ),
+    "one-hot rows were divided by 255": lambda: _rows(1 / 255),
+    "one-hot rows are 0 and 255": lambda: _rows(255),
+    "several classes at once under a categorical cross-entropy": lambda: _rows(1, 0.5),
+    "all labels are the same": lambda: trained(
+        1, "sigmoid", "binary_crossentropy", task="binary", data=trained_on(classes=(1_000,))
+    ),
+    "sampled batches show 1 and 2": lambda: _sampled_labels(1, 2),
+    "neighbours and network are at chance": lambda: _apart_from_inputs(0.51, 0.5, 0.5),
+    "the network learns by heart what neighbours cannot tell": lambda: _apart_from_inputs(0.5, 0.95, 0.5),
+}
+
+EXPLAINS = frozenset(
+    {
+        *("plateau", "oscillation", "input-ignored", "underfitting", "overfitting", "non-finite"),
+        *("class-imbalance", "too-short", "dead-units"),
+    }
+)
+
+RULE = Rule("label-encoding", check, lacks, EXPLAINS, HEALTHY, AILING)

@@ -1,0 +1,50 @@
+"""Whether a training is in trouble at all: what is suspicious in one that goes well is no more than a note.
+
+Rules on data, losses and layers ask this. No rule here.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+from monitor.diagnosis.case import Case
+from monitor.diagnosis.epochs import reached
+
+SHORTFALL: Final = 0.15
+"""Of lift behind nearest neighbours, a lower bound of what can be had, once a sound training would be there."""
+WELL: Final = 0.5
+"""A lift from here on is one of a training that learns; whatever is odd about it does not keep it from learning."""
+
+
+def trouble(case: Case) -> str:
+    """What is wrong with it, as a clause with numbers. Empty: nothing, or it is too early to say."""
+    if case.non_finite_from is not None:
+        return f"the loss is not finite since step {case.non_finite_from:,}"
+    lift = reached(case)
+    if case.guessing and case.seasoned:
+        return f"after {case.step:,} steps it is no better than guessing{_beside(case, lift)}"
+    if case.stuck:
+        return f"the loss stays at {case.progress.level:.4g} since step {case.progress.start:,}{_beside(case, lift)}"
+    if case.seasoned and lift is not None and case.attainable is not None:
+        behind = case.attainable - lift
+        if behind >= SHORTFALL:
+            return f"it is {behind:.2f} of the way behind nearest neighbours{_beside(case, lift)}"
+    return ""
+
+
+def thrives(case: Case) -> bool:
+    """Whether it is known to go well."""
+    if trouble(case):
+        return False
+    lift = reached(case)
+    if lift is None or not math.isfinite(lift):
+        return case.solved
+    return case.solved or lift >= max(WELL, (case.attainable or 0.0) - SHORTFALL)
+
+
+def _beside(case: Case, lift: float | None) -> str:
+    base, accuracy = case.baseline, case.accuracy
+    if base is not None and base.classes > 1 and accuracy is not None:
+        return f" (accuracy {accuracy:.3f}, always the largest class {base.majority:.3f})"
+    return "" if lift is None else f" (it explains {max(lift, 0):.0%} of the variance)"
