@@ -9,11 +9,12 @@ Hurts because each step is right and far too short. Try ten to a hundred times t
 largest that still works (Smith 2017, arXiv 1506.01186).
 
 Source: Karpathy, CS231n notes, "Ratio of weights:updates" (about 1e-3 a step is healthy); the limits here from
-trainings on digits, wine and text: those that learned had travelled 0.9 or more, those that were too slow 0.07 at most.
+trainings on digits, wine and text: those that learned had travelled 0.9 or more, those that were too slow at most
+0.07.
 
 Wrong for a few last layers trained on features that are good already, where little way is far enough: it is silent
-then, for such a training does not guess. Where the gradient is at fault, because it vanishes or units are dead, others
-tell. Silent where updates are not measured.
+then, for such a training does not guess. Where the gradient is at fault, because it vanishes or units are dead,
+others tell. Silent where updates are not measured.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Finds an optimizer that sits still where another moves.
 
-Sees: plain SGD at a usual rate, or Adadelta, Adagrad or Ftrl at Keras' small defaults, whose steps move the weights by
-next to nothing while gradients are there; or the end of a trial, from one state and on the same batches, that another
+Sees: plain SGD at a usual rate, or Adadelta, Adagrad or Ftrl at Keras' small defaults, whose steps move the weights
+by next to nothing while gradients are there; or the end of a trial, from one state and on the same batches, that another
 optimizer won beyond chance.
 
 Hurts because the size of these optimizers' steps depends on the gradient's (SGD) or on a rate that the papers set
@@ -135,7 +135,8 @@ def _sits_still(case: Case, found: Slow, confidence: float) -> Finding:
     if found.moved.fastest > UNLIKE * found.moved.newest > 0:
         evidence.append(
             Evidence(
-                f"the fastest kernel moves {found.moved.fastest / found.moved.newest:.0f} times as fast as the median",
+                f"the fastest kernel moves {found.moved.fastest / found.moved.newest:.0f} times as fast as the "
+                "median",
                 case.step - 1,
                 {"fastest": found.moved.fastest},
             )
