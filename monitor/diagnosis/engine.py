@@ -22,6 +22,7 @@ from monitor.diagnosis import (
     underfitting,
     unsuitable_optimizer,
     validation_too_good,
+    wrong_loss,
 )
 from monitor.diagnosis.case import Case
 from monitor.diagnosis.finding import Finding, Rule, Severity
@@ -32,6 +33,7 @@ RULES: Final[tuple[Rule, ...]] = (
     dead_units.RULE,
     label_encoding.RULE,
     learning_rate_low.RULE,
+    wrong_loss.RULE,
     over_regularised.RULE,
     overfitting.RULE,
     too_short.RULE,
