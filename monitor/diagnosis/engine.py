@@ -23,6 +23,7 @@ from monitor.diagnosis import (
     unsuitable_optimizer,
     validation_too_good,
     wrong_loss,
+    wrong_output_activation,
 )
 from monitor.diagnosis.case import Case
 from monitor.diagnosis.finding import Finding, Rule, Severity
@@ -34,6 +35,7 @@ RULES: Final[tuple[Rule, ...]] = (
     label_encoding.RULE,
     learning_rate_low.RULE,
     wrong_loss.RULE,
+    wrong_output_activation.RULE,
     over_regularised.RULE,
     overfitting.RULE,
     too_short.RULE,

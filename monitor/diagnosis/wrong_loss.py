@@ -165,18 +165,8 @@ def _likely(case: Case, output: Output, targets: Targets | None) -> _Misfit | No
         return None
     numbers = {"low": targets.low, "high": targets.high}
     name = output.layer or "the output"
-    if output.loss in RELATIVE and targets.low <= 0 <= targets.high:
-        level = case.progress.level
-        if not level > ABSURD:
-            return None
-        return _Misfit(
-            "A percentage of targets that are 0",
-            f"targets are {targets.span}; {output.loss} divides by them, and is {level:.3g} %",
-            "An error in percent of a target near 0 is enormous whatever is predicted, and outweighs all others.",
-            0.8,
-            "warning",
-            numbers | {"loss": level},
-        )
+    if output.loss in RELATIVE:
+        return _percentage(case, output, targets)
     places = _several_places(case, output, targets, name)
     if places is not None:
         return places
@@ -192,6 +182,20 @@ def _likely(case: Case, output: Output, targets: Targets | None) -> _Misfit | No
             numbers,
         )
     return None
+
+
+def _percentage(case: Case, output: Output, targets: Targets) -> _Misfit | None:
+    level = case.progress.level
+    if not (targets.low <= 0 <= targets.high and level > ABSURD):
+        return None
+    return _Misfit(
+        "A percentage of targets that are 0",
+        f"targets are {targets.span}; {output.loss} divides by them, and is {level:.3g} %",
+        "An error in percent of a target near 0 is enormous whatever is predicted, and outweighs all others.",
+        0.8,
+        "warning",
+        {"low": targets.low, "high": targets.high, "loss": level},
+    )
 
 
 def _several_places(case: Case, output: Output, targets: Targets, name: str) -> _Misfit | None:
