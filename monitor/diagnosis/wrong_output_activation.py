@@ -332,6 +332,19 @@ HEALTHY = {
     "a softmax before a loss of logits, which finds those behind it": lambda: _of_logits(
         "softmax", logits_found=True
     ),
+    "a softmax that only the predictions show": lambda: _example(
+        10,
+        "linear",
+        "sparse_categorical_crossentropy",
+        "ten",
+        tables={
+            "prediction_spread": Sampled(
+                (0, 1, 3, 7),
+                {"between": 0.1, "mean_abs": 0.1, "low": 0.01, "high": 0.4, "row_sum": 1.0},
+                of="values",
+            )
+        },
+    ),
     "a sigmoid for several classes at once": lambda: _example(
         10, "sigmoid", "binary_crossentropy", "several"
     ),
