@@ -34,14 +34,14 @@ RULES: Final[tuple[Rule, ...]] = (
     dead_units.RULE,
     label_encoding.RULE,
     learning_rate_low.RULE,
-    wrong_loss.RULE,
-    wrong_output_activation.RULE,
     over_regularised.RULE,
     overfitting.RULE,
     too_short.RULE,
     underfitting.RULE,
     unsuitable_optimizer.RULE,
     validation_too_good.RULE,
+    wrong_loss.RULE,
+    wrong_output_activation.RULE,
     plateau.RULE,
 )
 
