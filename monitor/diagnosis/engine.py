@@ -10,13 +10,25 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, Literal, NamedTuple
 
-from monitor.diagnosis import dead_units, learning_rate_low, non_finite, plateau, unsuitable_optimizer
+from monitor.diagnosis import (
+    dead_units,
+    exploding_gradient,
+    learning_rate_high,
+    learning_rate_low,
+    non_finite,
+    plateau,
+    unsuitable_optimizer,
+    vanishing_gradient,
+)
 from monitor.diagnosis.case import Case
 from monitor.diagnosis.finding import Finding, Rule, Severity
 from monitor.session import Session
 
 RULES: Final[tuple[Rule, ...]] = (
     non_finite.RULE,
+    learning_rate_high.RULE,
+    exploding_gradient.RULE,
+    vanishing_gradient.RULE,
     dead_units.RULE,
     unsuitable_optimizer.RULE,
     learning_rate_low.RULE,

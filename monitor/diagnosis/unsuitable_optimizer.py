@@ -1,8 +1,8 @@
 """Finds an optimizer that sits still where another moves.
 
-Sees: plain SGD at a usual rate, or Adadelta, Adagrad or Ftrl at Keras' small defaults, whose steps move the weights by
-next to nothing while gradients are there; or the end of a trial, from one state and on the same batches, that another
-optimizer won beyond chance.
+Sees: plain SGD at a usual rate, or Adadelta, Adagrad or Ftrl at Keras' small defaults, whose steps move the weights
+by next to nothing while gradients are there; or the end of a trial, from one state and on the same batches, that
+another optimizer won beyond chance.
 
 Hurts because the size of these optimizers' steps depends on the gradient's (SGD) or on a rate that the papers set
 ten to a thousand times higher (Adadelta: 1, where Keras has 0.001; Adagrad: 0.01). Try Adam or SGD with momentum,
@@ -135,7 +135,7 @@ def _sits_still(case: Case, found: Slow, confidence: float) -> Finding:
     if found.moved.fastest > UNLIKE * found.moved.newest > 0:
         evidence.append(
             Evidence(
-                f"the fastest kernel moves {found.moved.fastest / found.moved.newest:.0f} times as fast as the median",
+                f"the fastest kernel moves {found.moved.fastest / found.moved.newest:.0f} times the median",
                 case.step - 1,
                 {"fastest": found.moved.fastest},
             )
