@@ -61,7 +61,7 @@ def check(case: Case) -> list[Finding]:
     if not poor:
         severity, confidence = "note", 0.4
     elif worst.share >= ALL:
-        severity, confidence = "critical", 0.95
+        severity, confidence = "critical", 0.75 if _constant(worst) else 0.95
     else:
         severity, confidence = "warning", 0.45 + 0.35 * (worst.share - mostly) / (1 - mostly)
     born = worst.at_first >= mostly
@@ -79,6 +79,11 @@ def check(case: Case) -> list[Finding]:
             remedies=_from_the_beginning(worst) if born else _killed(case, worst),
         )
     ]
+
+
+def _constant(dead: Dead) -> bool:
+    """Whether the layer began with all weights alike: then that is the cause."""
+    return dead.layer.kernel is not None and dead.layer.kernel.std == 0
 
 
 def _title(dead: Dead) -> str:

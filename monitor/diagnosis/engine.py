@@ -12,7 +12,9 @@ from typing import Final, Literal, NamedTuple
 
 from monitor.diagnosis import (
     dead_units,
+    exploding_gradient,
     label_encoding,
+    learning_rate_high,
     learning_rate_low,
     non_finite,
     over_regularised,
@@ -22,6 +24,7 @@ from monitor.diagnosis import (
     underfitting,
     unsuitable_optimizer,
     validation_too_good,
+    vanishing_gradient,
     wrong_loss,
     wrong_output_activation,
 )
@@ -32,7 +35,9 @@ from monitor.session import Session
 RULES: Final[tuple[Rule, ...]] = (
     non_finite.RULE,
     dead_units.RULE,
+    exploding_gradient.RULE,
     label_encoding.RULE,
+    learning_rate_high.RULE,
     learning_rate_low.RULE,
     over_regularised.RULE,
     overfitting.RULE,
@@ -40,6 +45,7 @@ RULES: Final[tuple[Rule, ...]] = (
     underfitting.RULE,
     unsuitable_optimizer.RULE,
     validation_too_good.RULE,
+    vanishing_gradient.RULE,
     wrong_loss.RULE,
     wrong_output_activation.RULE,
     plateau.RULE,

@@ -2,15 +2,15 @@
 
 Sees: ‖Δw‖ / ‖w‖ of sampled steps, added up over the run so far and, at the newest pace, over what is planned. A
 network that learns moves its kernels by about their own length or more; here even the kernel that moves most gets no
-further than a small share of that, while the model still guesses or its loss crawls. Also sees a schedule that has
-taken the rate away before half of the run was over.
+further than a small share of that, while the model still guesses or its loss crawls. Also sees a schedule that took
+the rate away before half of the run was over.
 
 Hurts because each step is right and far too short. Try ten to a hundred times the rate; a range test finds the
 largest that still works (Smith 2017, arXiv 1506.01186).
 
 Source: Karpathy, CS231n notes, "Ratio of weights:updates" (about 1e-3 a step is healthy); the limits here from
-trainings on digits, wine and text: those that learned had travelled 0.9 or more, those that were too slow at most
-0.07.
+trainings on digits, wine and text: those that learned had travelled 0.9 or more, those that were too slow 0.07 at
+most.
 
 Wrong for a few last layers trained on features that are good already, where little way is far enough: it is silent
 then, for such a training does not guess. Where the gradient is at fault, because it vanishes or units are dead,
@@ -41,6 +41,8 @@ FEW_STEPS: Final = 50
 """With fewer steps in all, their number is at fault rather than the rate."""
 SMALL_FACTOR: Final = 0.2
 """Of the usual rate. Below, the rate itself is small; above, it is the optimizer that makes little of it."""
+MAY_SIT_STILL: Final = frozenset({"sgd", "adagrad", "ftrl", "adadelta"})
+"""Optimizers whose steps may be short at a usual rate."""
 TAKEN_AWAY: Final = 1 / 50
 """What a schedule has left of the highest rate by half of the run."""
 
@@ -58,14 +60,17 @@ class Slow(NamedTuple):
 def slow(case: Case) -> Slow | None:
     """`None`: the weights move, or nothing is wrong with the training, or it is not the steps' length."""
     moved = motion.motion(case)
-    if moved is None or not moved.fastest > STILL or not case.seasoned:
+    if moved is None or not moved.fastest > STILL or not case.seasoned or case.non_finite_from is not None:
         return None
-    way = moved.travelled + moved.ahead
-    if way > LITTLE or case.step - case.changed_at + _left(case) < FEW_STEPS:
+    way, factor = moved.travelled + moved.ahead, motion.rate_factor(case)
+    if (
+        way > (LITTLE if factor <= SMALL_FACTOR else HARDLY)
+        or case.step - case.changed_at + _left(case) < FEW_STEPS
+    ):
         return None
     if not (motion.poor(case) or crawling(case)) or vanishes(case):
         return None
-    return Slow(way, moved, motion.rate_factor(case))
+    return Slow(way, moved, factor)
 
 
 def crawling(case: Case) -> bool:

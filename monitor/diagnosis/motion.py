@@ -20,6 +20,8 @@ MOST_ROWS: Final = 64
 EARLY_ROWS: Final = 4
 """Rows that count as the beginning: steps 0, 1, 3 and 7."""
 NEWEST_ROWS: Final = 8
+MOSTLY_DEAD: Final = 0.7
+"""Share of silent units with which a layer counts as dead, in batches of 16 examples and more."""
 SURE_ROWS: Final = 3
 """Newest rows that must all show a unit dead."""
 BLOCKS: Final = 64
@@ -207,7 +209,7 @@ def dead_layers(case: Case, share: float) -> list[Dead]:
     return found
 
 
-def peak(case: Case) -> tuple[float, int] | None:
+def highest_loss(case: Case) -> tuple[float, int] | None:
     """The highest the loss stood (mean of a 64th of the run), and the step at which that was. `None`: not known."""
     found = blocks(case, "loss")
     if found is None:

@@ -135,8 +135,7 @@ def _sits_still(case: Case, found: Slow, confidence: float) -> Finding:
     if found.moved.fastest > UNLIKE * found.moved.newest > 0:
         evidence.append(
             Evidence(
-                f"the fastest kernel moves {found.moved.fastest / found.moved.newest:.0f} times as fast as the "
-                "median",
+                f"the fastest kernel moves {found.moved.fastest / found.moved.newest:.0f} times the median",
                 case.step - 1,
                 {"fastest": found.moved.fastest},
             )
