@@ -13,6 +13,7 @@ from typing import Final, Literal, NamedTuple
 from monitor.diagnosis import (
     dead_units,
     exploding_gradient,
+    hidden_activation,
     label_encoding,
     learning_rate_high,
     learning_rate_low,
@@ -36,6 +37,7 @@ RULES: Final[tuple[Rule, ...]] = (
     non_finite.RULE,
     dead_units.RULE,
     exploding_gradient.RULE,
+    hidden_activation.RULE,
     label_encoding.RULE,
     learning_rate_high.RULE,
     learning_rate_low.RULE,
