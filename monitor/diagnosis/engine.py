@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, Literal, NamedTuple
 
 from monitor.diagnosis import (
+    bad_initialisation,
     dead_units,
     exploding_gradient,
     hidden_activation,
@@ -35,6 +36,7 @@ from monitor.session import Session
 
 RULES: Final[tuple[Rule, ...]] = (
     non_finite.RULE,
+    bad_initialisation.RULE,
     dead_units.RULE,
     exploding_gradient.RULE,
     hidden_activation.RULE,
