@@ -11,8 +11,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, Literal, NamedTuple
 
 from monitor.diagnosis import (
+    bad_initialisation,
     dead_units,
     exploding_gradient,
+    frozen_layer,
+    hidden_activation,
+    input_scale,
     label_encoding,
     learning_rate_high,
     learning_rate_low,
@@ -34,8 +38,12 @@ from monitor.session import Session
 
 RULES: Final[tuple[Rule, ...]] = (
     non_finite.RULE,
+    bad_initialisation.RULE,
     dead_units.RULE,
     exploding_gradient.RULE,
+    frozen_layer.RULE,
+    hidden_activation.RULE,
+    input_scale.RULE,
     label_encoding.RULE,
     learning_rate_high.RULE,
     learning_rate_low.RULE,
