@@ -11,12 +11,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, Literal, NamedTuple
 
 from monitor.diagnosis import (
+    batch_size,
     dead_units,
     exploding_gradient,
+    input_ignored,
     label_encoding,
     learning_rate_high,
     learning_rate_low,
     non_finite,
+    oscillation,
     over_regularised,
     overfitting,
     plateau,
@@ -48,6 +51,9 @@ RULES: Final[tuple[Rule, ...]] = (
     vanishing_gradient.RULE,
     wrong_loss.RULE,
     wrong_output_activation.RULE,
+    batch_size.RULE,
+    oscillation.RULE,
+    input_ignored.RULE,
     plateau.RULE,
 )
 
