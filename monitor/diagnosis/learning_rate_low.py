@@ -63,6 +63,9 @@ def slow(case: Case) -> Slow | None:
     if moved is None or not moved.fastest > STILL or not case.seasoned or case.non_finite_from is not None:
         return None
     way, factor = moved.travelled + moved.ahead, motion.rate_factor(case)
+    name = case.optimizer.name if case.optimizer else ""
+    if factor > SMALL_FACTOR and name not in MAY_SIT_STILL:
+        return None  # weights that are huge, or too few steps: no matter of the rate
     if (
         way > (LITTLE if factor <= SMALL_FACTOR else HARDLY)
         or case.step - case.changed_at + _left(case) < FEW_STEPS
@@ -310,6 +313,6 @@ AILING = {
     ),
 }
 
-EXPLAINS = frozenset({"plateau", "too-short", "underfitting"})
+EXPLAINS = frozenset({"plateau", "too-short", "underfitting", "input-ignored"})
 
 RULE = Rule("learning-rate-low", check, lacks, EXPLAINS, HEALTHY, AILING)

@@ -217,6 +217,6 @@ AILING = {
     "a trial that Adam has won": lambda: _after_trial(tells=True),
 }
 
-EXPLAINS = frozenset({"learning-rate-low", "plateau", "too-short", "underfitting"})
+EXPLAINS = frozenset({"learning-rate-low", "plateau", "too-short", "underfitting", "input-ignored"})
 
 RULE = Rule("unsuitable-optimizer", check, lacks, EXPLAINS, HEALTHY, AILING)
