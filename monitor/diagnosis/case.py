@@ -10,9 +10,11 @@ first and newest rows.
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable, Hashable
 from functools import cached_property
-from typing import Final, NamedTuple
+from typing import Any, Concatenate, Final, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -54,6 +56,10 @@ _TRAINING_CHANGES: Final = (
 )
 
 
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
 class Baseline(NamedTuple):
     """What can be had without looking at the inputs."""
 
@@ -86,11 +92,11 @@ class Table(NamedTuple):
 
     def recent(self, name: str = "", rows: int = RECENT_ROWS) -> Float64:
         """`[labels]`: the median over the newest rows; NaN where none of them has a number."""
-        return _median(self.column(name)[-rows:])
+        return medians(self.column(name)[-rows:])
 
     def early(self, name: str = "", rows: int = 4) -> Float64:
         """`[labels]`: the median over the first rows."""
-        return _median(self.column(name)[:rows])
+        return medians(self.column(name)[:rows])
 
 
 class Case:
@@ -102,6 +108,8 @@ class Case:
 
     def __init__(self, session: Session) -> None:
         self.session = session
+        self.derived: dict[Hashable, Any] = {}
+        """What `per_case` has computed."""
         self.step = len(session.times) or session.step
         """Steps completed."""
 
@@ -427,14 +435,29 @@ class Case:
         return total
 
 
-def _median(rows: Float32) -> Float64:
-    """`[rows, labels]` → `[labels]`, without NaN where there is another number."""
-    values = rows.astype(np.float64)
-    found = np.full(values.shape[1], math.nan)
-    some = np.isfinite(values).any(axis=0)
-    if some.any():
-        found[some] = np.nanmedian(np.where(np.isfinite(values), values, math.nan)[:, some], axis=0)
-    return found
+def per_case(function: Callable[Concatenate[Case, _P], _R]) -> Callable[Concatenate[Case, _P], _R]:
+    """For what follows from a case and several rules ask for: computed once for each case and further arguments."""
+
+    @functools.wraps(function)
+    def once(case: Case, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        key = (function, args, tuple(kwargs.items()))
+        if key not in case.derived:
+            case.derived[key] = function(case, *args, **kwargs)
+        found: _R = case.derived[key]
+        return found
+
+    return once
+
+
+def medians(values: npt.NDArray[np.floating[Any]], axis: int = 0) -> Float64:
+    """Along an axis, over the finite values only; NaN where there is none."""
+    known = np.isfinite(values)
+    in_order = np.sort(np.where(known, values, np.nan).astype(np.float64), axis=axis)  # NaN comes last
+    number = known.sum(axis=axis, keepdims=True)
+    low = np.take_along_axis(in_order, np.maximum(number - 1, 0) // 2, axis)
+    high = np.take_along_axis(in_order, np.minimum(number // 2, values.shape[axis] - 1), axis)
+    middle: Float64 = ((low + high) / 2).squeeze(axis)
+    return middle
 
 
 def _mean(values: npt.NDArray[np.float32]) -> float | None:

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from client_callback.wire.protocol import Float64, Layer
-from monitor.diagnosis.case import Case, Table
+from monitor.diagnosis.case import Case, Table, medians, per_case
 from monitor.trends import block_means
 
 MOST_ROWS: Final = 64
@@ -100,6 +100,7 @@ class Dead(NamedTuple):
     """Whether nothing but zeros can have come into the layer: its weights alone cannot silence all units."""
 
 
+@per_case
 def kernels(case: Case, labels: tuple[str, ...]) -> list[int]:
     """Places of the labels of weights with two axes or more; not of embeddings, most rows of which rest."""
     variables = case.session.run.variables if case.session.run else ()
@@ -113,11 +114,17 @@ def kernels(case: Case, labels: tuple[str, ...]) -> list[int]:
 
 def layer_of(case: Case, label: str) -> Layer | None:
     """The innermost layer on the path of a layer or variable. `None`: not known."""
-    known = {layer.name: layer for layer in case.layers}
+    known = _layers_by_name(case)
     parts = label.split(":", maxsplit=1)[0].split("/")
     return next((known[part] for part in reversed(parts) if part in known), None)
 
 
+@per_case
+def _layers_by_name(case: Case) -> dict[str, Layer]:
+    return {layer.name: layer for layer in case.layers}
+
+
+@per_case
 def table(case: Case, name: str) -> Table | None:
     """The rows of a statistic since the last command, thinned out evenly. `None`: there are none."""
     found = case.table(name)
@@ -131,6 +138,7 @@ def table(case: Case, name: str) -> Table | None:
     return found._replace(steps=found.steps[places], values=found.values[places])
 
 
+@per_case
 def motion(case: Case) -> Motion | None:
     """`None`: not measured."""
     found = table(case, "update_ratio")
@@ -141,9 +149,8 @@ def motion(case: Case) -> Motion | None:
     known = np.isfinite(ratios)
     if not known.any():
         return None
-    by_row = np.array([float(np.median(row[row_known])) if row_known.any() else math.nan
-                       for row, row_known in zip(ratios, known, strict=True)])  # fmt: skip
-    newest = _typical(ratios[-NEWEST_ROWS:])
+    early = medians(ratios[:EARLY_ROWS], axis=1)
+    newest = medians(ratios[-NEWEST_ROWS:])
     reach = np.diff(np.append(found.steps, max(case.step, found.steps[-1] + 1)))
     travelled = np.where(known, ratios, 0.0).T @ reach
     total = case.session.total_steps or case.step
@@ -151,7 +158,7 @@ def motion(case: Case) -> Motion | None:
     fastest = float(np.max(newest[np.isfinite(newest)], initial=0.0))
     return Motion(
         int(found.steps[0]),
-        float(np.max(by_row[:EARLY_ROWS][np.isfinite(by_row[:EARLY_ROWS])], initial=0.0)),
+        float(np.max(early[np.isfinite(early)], initial=0.0)),
         float(np.median(newest[np.isfinite(newest)])) if np.isfinite(newest).any() else math.nan,
         fastest,
         float(travelled.max()),
@@ -159,6 +166,7 @@ def motion(case: Case) -> Motion | None:
     )
 
 
+@per_case
 def pairs(case: Case) -> Pairs | None:
     """`None`: not measured."""
     found = table(case, "gradient_pair")
@@ -173,12 +181,18 @@ def pairs(case: Case) -> Pairs | None:
     return Pairs(float(newest[:, 0].mean()), scale, len(newest))
 
 
+@per_case
 def dead_layers(case: Case, share: float) -> list[Dead]:
     """Layers of ReLU, the output's left out, of whose units that share is silent and without gradient, for good."""
     outputs, gradients = table(case, "activations"), table(case, "dead_units")
     if outputs is None:
         return []
     found = []
+    reached: dict[str, int] = {}
+    at = also = np.empty(0, np.intp)
+    if gradients is not None:
+        reached = {label: place for place, label in enumerate(gradients.labels)}
+        _, at, also = np.intersect1d(outputs.steps, gradients.steps, assume_unique=True, return_indices=True)
     for place, label in enumerate(outputs.labels):
         layer = layer_of(case, label)
         if layer is None or not layer.units or layer.activation not in ("relu", "relu6"):
@@ -186,11 +200,9 @@ def dead_layers(case: Case, share: float) -> list[Dead]:
         if case.output and layer.name == case.output.layer:
             continue
         silent = outputs.column("zero_units")[:, place].astype(np.float64) / layer.units
-        if gradients is not None and label in gradients.labels:
-            rows = {int(step): row for row, step in enumerate(gradients.steps)}
-            unreached = gradients.column()[:, gradients.labels.index(label)]
-            silent = np.array([min(value, float(unreached[rows[int(step)]])) if int(step) in rows else value
-                               for value, step in zip(silent, outputs.steps, strict=True)])  # fmt: skip
+        if gradients is not None and label in reached:
+            unreached = gradients.column()[:, reached[label]]
+            silent[at] = np.fmin(silent[at], unreached[also])
         below = np.flatnonzero(~(silent >= share))
         first = int(below[-1]) + 1 if len(below) else 0
         if first == len(silent):
@@ -209,6 +221,7 @@ def dead_layers(case: Case, share: float) -> list[Dead]:
     return found
 
 
+@per_case
 def highest_loss(case: Case) -> tuple[float, int] | None:
     """The highest the loss stood (mean of a 64th of the run), and the step at which that was. `None`: not known."""
     found = blocks(case, "loss")
@@ -221,6 +234,7 @@ def highest_loss(case: Case) -> tuple[float, int] | None:
     return float(means[place]), begin + place * block
 
 
+@per_case
 def blocks(case: Case, name: str) -> tuple[Float64, int, int] | None:
     """Means of up to 64 equal parts of a series since the last command, the first step, and a part's length."""
     column, begin = case.per_step(name), case.changed_at
@@ -233,6 +247,7 @@ def blocks(case: Case, name: str) -> tuple[Float64, int, int] | None:
     return block_means(column, begin, block, count), begin, block
 
 
+@per_case
 def reference_loss(case: Case) -> float:
     """A loss that a training must not exceed for long: its very first, or what guessing gives, the greater one.
 
@@ -253,6 +268,7 @@ def guessing_loss(case: Case) -> float:
     return base.variance if output.loss in ("mean_squared_error", "mse") else math.nan
 
 
+@per_case
 def poor(case: Case) -> bool:
     """Whether the training is in trouble by what it has reached, whatever the cause."""
     if case.non_finite_from is not None:
@@ -301,6 +317,7 @@ def input_size(case: Case) -> float:
     return math.hypot(float(newest[0]), float(newest[1]))
 
 
+@per_case
 def gradient_decay(case: Case) -> tuple[str, float, str, float, int] | None:
     """The kernel with the smallest mean |gradient| in the first half of the layers, and the output's.
 
@@ -312,7 +329,7 @@ def gradient_decay(case: Case) -> tuple[str, float, str, float, int] | None:
     places = kernels(case, found.labels) if found else []
     if found is None or len(places) < 3:
         return None
-    means = _typical(found.column()[:EARLY_ROWS, places].astype(np.float64))
+    means = medians(found.column()[:EARLY_ROWS, places].astype(np.float64))
     half = means[: len(means) // 2]
     smallest, last = int(np.argmin(half)), len(means) - 1
     if not (np.isfinite(means).all() and half[smallest] > 0 and means[last] > 0):
@@ -329,13 +346,6 @@ def gradient_decay(case: Case) -> tuple[str, float, str, float, int] | None:
 def in_words(number: float) -> str:
     """A rate as one writes it in a command."""
     return f"{number:.3g}"
-
-
-def _typical(rows: Float64) -> Float64:
-    """`[rows, n]` → `[n]`, the median without NaN."""
-    return np.array(
-        [float(np.median(c[np.isfinite(c)])) if np.isfinite(c).any() else math.nan for c in rows.T]
-    )
 
 
 def _starved(layer: Layer, at_first: float) -> bool:
