@@ -13,6 +13,7 @@ from typing import Final, Literal, NamedTuple
 from monitor.diagnosis import (
     bad_initialisation,
     batch_size,
+    class_imbalance,
     dead_units,
     exploding_gradient,
     frozen_layer,
@@ -43,6 +44,7 @@ RULES: Final[tuple[Rule, ...]] = (
     non_finite.RULE,
     bad_initialisation.RULE,
     batch_size.RULE,
+    class_imbalance.RULE,
     dead_units.RULE,
     exploding_gradient.RULE,
     frozen_layer.RULE,
