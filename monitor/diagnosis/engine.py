@@ -12,6 +12,7 @@ from typing import Final, Literal, NamedTuple
 
 from monitor.diagnosis import (
     bad_initialisation,
+    bad_input,
     batch_size,
     class_imbalance,
     dead_units,
@@ -44,6 +45,7 @@ RULES: Final[tuple[Rule, ...]] = (
     non_finite.RULE,
     bad_initialisation.RULE,
     batch_size.RULE,
+    bad_input.RULE,
     class_imbalance.RULE,
     dead_units.RULE,
     exploding_gradient.RULE,
