@@ -44,8 +44,8 @@ from monitor.session import Session
 RULES: Final[tuple[Rule, ...]] = (
     non_finite.RULE,
     bad_initialisation.RULE,
-    batch_size.RULE,
     bad_input.RULE,
+    batch_size.RULE,
     class_imbalance.RULE,
     dead_units.RULE,
     exploding_gradient.RULE,
