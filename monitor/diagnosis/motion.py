@@ -6,8 +6,10 @@ command changed it last. No rule here. Costs are bounded: of long tables so many
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import Final, NamedTuple
+from collections.abc import Callable
+from typing import Any, Concatenate, Final, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -15,7 +17,10 @@ from client_callback.wire.protocol import Float64, Layer
 from monitor.diagnosis.case import Case, Table
 from monitor.trends import block_means
 
-MOST_ROWS: Final = 64
+P = ParamSpec("P")
+T = TypeVar("T")
+
+MOST_ROWS: Final = 48
 """Of a table that are looked at."""
 EARLY_ROWS: Final = 4
 """Rows that count as the beginning: steps 0, 1, 3 and 7."""
@@ -100,6 +105,20 @@ class Dead(NamedTuple):
     """Whether nothing but zeros can have come into the layer: its weights alone cannot silence all units."""
 
 
+def once(answer: Callable[Concatenate[Case, P], T]) -> Callable[Concatenate[Case, P], T]:
+    """Keeps with the case what was answered of it: several rules ask the same."""
+
+    def kept(case: Case, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        known: dict[Any, T] = vars(case).setdefault("_answers", {})
+        key = (answer, *args, *kwargs.values())
+        if key not in known:
+            known[key] = answer(case, *args, **kwargs)
+        return known[key]
+
+    return functools.update_wrapper(kept, answer)
+
+
+@once
 def kernels(case: Case, labels: tuple[str, ...]) -> list[int]:
     """Places of the labels of weights with two axes or more; not of embeddings, most rows of which rest."""
     variables = case.session.run.variables if case.session.run else ()
@@ -113,11 +132,17 @@ def kernels(case: Case, labels: tuple[str, ...]) -> list[int]:
 
 def layer_of(case: Case, label: str) -> Layer | None:
     """The innermost layer on the path of a layer or variable. `None`: not known."""
-    known = {layer.name: layer for layer in case.layers}
-    parts = label.split(":", maxsplit=1)[0].split("/")
+    known = _by_name(case)
+    parts = label.partition(":")[0].split("/")
     return next((known[part] for part in reversed(parts) if part in known), None)
 
 
+@once
+def _by_name(case: Case) -> dict[str, Layer]:
+    return {layer.name: layer for layer in case.layers}
+
+
+@once
 def table(case: Case, name: str) -> Table | None:
     """The rows of a statistic since the last command, thinned out evenly. `None`: there are none."""
     found = case.table(name)
@@ -131,6 +156,7 @@ def table(case: Case, name: str) -> Table | None:
     return found._replace(steps=found.steps[places], values=found.values[places])
 
 
+@once
 def motion(case: Case) -> Motion | None:
     """`None`: not measured."""
     found = table(case, "update_ratio")
@@ -141,8 +167,7 @@ def motion(case: Case) -> Motion | None:
     known = np.isfinite(ratios)
     if not known.any():
         return None
-    by_row = np.array([float(np.median(row[row_known])) if row_known.any() else math.nan
-                       for row, row_known in zip(ratios, known, strict=True)])  # fmt: skip
+    by_row = _typical(ratios[:EARLY_ROWS].T)
     newest = _typical(ratios[-NEWEST_ROWS:])
     reach = np.diff(np.append(found.steps, max(case.step, found.steps[-1] + 1)))
     travelled = np.where(known, ratios, 0.0).T @ reach
@@ -151,7 +176,7 @@ def motion(case: Case) -> Motion | None:
     fastest = float(np.max(newest[np.isfinite(newest)], initial=0.0))
     return Motion(
         int(found.steps[0]),
-        float(np.max(by_row[:EARLY_ROWS][np.isfinite(by_row[:EARLY_ROWS])], initial=0.0)),
+        float(np.max(by_row[np.isfinite(by_row)], initial=0.0)),
         float(np.median(newest[np.isfinite(newest)])) if np.isfinite(newest).any() else math.nan,
         fastest,
         float(travelled.max()),
@@ -159,6 +184,7 @@ def motion(case: Case) -> Motion | None:
     )
 
 
+@once
 def pairs(case: Case) -> Pairs | None:
     """`None`: not measured."""
     found = table(case, "gradient_pair")
@@ -173,24 +199,27 @@ def pairs(case: Case) -> Pairs | None:
     return Pairs(float(newest[:, 0].mean()), scale, len(newest))
 
 
+@once
 def dead_layers(case: Case, share: float) -> list[Dead]:
     """Layers of ReLU, the output's left out, of whose units that share is silent and without gradient, for good."""
     outputs, gradients = table(case, "activations"), table(case, "dead_units")
     if outputs is None:
         return []
     found = []
-    for place, label in enumerate(outputs.labels):
+    of_units = outputs.column("zero_units").astype(np.float64)
+    # Silent units' zeros are among all zeros: most layers need no closer look.
+    for place in np.flatnonzero(outputs.column("zero_share")[-1] >= 0.99 * share).tolist():
+        label = outputs.labels[place]
         layer = layer_of(case, label)
         if layer is None or not layer.units or layer.activation not in ("relu", "relu6"):
             continue
-        if case.output and layer.name == case.output.layer:
+        if of_units[-1, place] < share * layer.units or (case.output and layer.name == case.output.layer):
             continue
-        silent = outputs.column("zero_units")[:, place].astype(np.float64) / layer.units
+        silent = of_units[:, place] / layer.units
         if gradients is not None and label in gradients.labels:
-            rows = {int(step): row for row, step in enumerate(gradients.steps)}
             unreached = gradients.column()[:, gradients.labels.index(label)]
-            silent = np.array([min(value, float(unreached[rows[int(step)]])) if int(step) in rows else value
-                               for value, step in zip(silent, outputs.steps, strict=True)])  # fmt: skip
+            _, of_both, same = np.intersect1d(outputs.steps, gradients.steps, True, return_indices=True)
+            silent[of_both] = np.minimum(silent[of_both], unreached[same])
         below = np.flatnonzero(~(silent >= share))
         first = int(below[-1]) + 1 if len(below) else 0
         if first == len(silent):
@@ -209,6 +238,7 @@ def dead_layers(case: Case, share: float) -> list[Dead]:
     return found
 
 
+@once
 def highest_loss(case: Case) -> tuple[float, int] | None:
     """The highest the loss stood (mean of a 64th of the run), and the step at which that was. `None`: not known."""
     found = blocks(case, "loss")
@@ -221,6 +251,7 @@ def highest_loss(case: Case) -> tuple[float, int] | None:
     return float(means[place]), begin + place * block
 
 
+@once
 def blocks(case: Case, name: str) -> tuple[Float64, int, int] | None:
     """Means of up to 64 equal parts of a series since the last command, the first step, and a part's length."""
     column, begin = case.per_step(name), case.changed_at
@@ -253,6 +284,7 @@ def guessing_loss(case: Case) -> float:
     return base.variance if output.loss in ("mean_squared_error", "mse") else math.nan
 
 
+@once
 def poor(case: Case) -> bool:
     """Whether the training is in trouble by what it has reached, whatever the cause."""
     if case.non_finite_from is not None:
@@ -301,6 +333,7 @@ def input_size(case: Case) -> float:
     return math.hypot(float(newest[0]), float(newest[1]))
 
 
+@once
 def gradient_decay(case: Case) -> tuple[str, float, str, float, int] | None:
     """The kernel with the smallest mean |gradient| in the first half of the layers, and the output's.
 
@@ -333,6 +366,8 @@ def in_words(number: float) -> str:
 
 def _typical(rows: Float64) -> Float64:
     """`[rows, n]` → `[n]`, the median without NaN."""
+    if np.isfinite(rows).all():
+        return np.asarray(np.median(rows, axis=0))
     return np.array(
         [float(np.median(c[np.isfinite(c)])) if np.isfinite(c).any() else math.nan for c in rows.T]
     )
