@@ -410,7 +410,7 @@ def _in_file_order(shuffled: bool, size: int = 32) -> Session:
 
 
 HEALTHY = {
-    "finite inputs of ordinary spread": lambda: _network(),
+    "finite inputs of ordinary spread": _network,
     "a heavy tail": lambda: _network({"farthest": 15.0}),
     "an outlier in a training that goes well is a note, a tail is none": lambda: _network(
         {"farthest": 30.0}, good=True

@@ -107,14 +107,16 @@ def _kernel_without_gradient(case: Case) -> tuple[str, Evidence] | None:
         return None
     rows = found.column()[-motion.NEWEST_ROWS :]
     places = {label: place for place, label in enumerate(found.labels)}
-    for label, place in places.items():
+    without, reached = np.all(rows == 0, axis=0), np.all(rows > 0, axis=0)
+    for place in np.flatnonzero(without).tolist():
+        label = found.labels[place]
         if not label.endswith("/kernel"):
             continue
         bias = places.get(label.removesuffix("kernel") + "bias")
         layer = motion.layer_of(case, label)
         if bias is None or layer is None or not layer.kernel_shape:
             continue
-        if np.all(rows[:, place] == 0) and np.all(rows[:, bias] > 0):
+        if reached[bias]:
             typical = float(np.median(rows[:, bias]))
             text = (
                 f"the gradient of {label} is exactly 0 in the newest {len(rows)} sampled steps, that of its bias is "

@@ -135,7 +135,7 @@ def _died(case: Case) -> _Harm | None:
         return None
     worst = max(dead, key=lambda one: one.share)
     text = (
-        f"{worst.share:.0%} of the units of {worst.layer.name} have died by step {worst.since:,}, "
+        f"{worst.share:.0%} of the units of {worst.layer.name} are dead, most since step {worst.since:,}; "
         f"{worst.at_first:.0%} were silent at first"
     )
     return _Harm(Evidence(text, worst.since, {"dead_units": worst.share}), 0.25)
@@ -225,21 +225,21 @@ def _remedies(case: Case) -> tuple[Remedy, ...]:
     written = motion.in_words(rate)
     adaptive = case.optimizer is not None and case.optimizer.name not in motion.SCALED_BY_GRADIENT
     gentle_sgd = Remedy(
-        "Or with small steps that follow the gradient's size", "optimizer sgd learning_rate=1e-4 from start"
+        "Back to the start, with small steps that follow the gradient's size",
+        "optimizer sgd learning_rate=1e-4 from start",
     )
     back = Remedy(
         f"From these weights no rate helps: back to the start, with {written}", f"lr {written} from start"
     )
-    lower = Remedy("A tenth of the rate", "lr /10")
-    live = (back, *((gentle_sgd,) if adaptive else ()), lower) if lost else (lower, back)
-    return (
-        *live,
-        Remedy(
-            "In the script",
-            code=f"model.compile(optimizer=keras.optimizers.{name}(learning_rate={written}), …)",
-        ),
-        Remedy("Or begin gently", f"schedule warmup warmup_steps=200 warmup_target={written}"),
+    in_script = Remedy(
+        "In the script", code=f"model.compile(optimizer=keras.optimizers.{name}(learning_rate={written}), …)"
     )
+    if not lost:
+        warm_up = f"schedule warmup warmup_steps=200 warmup_target={written}"
+        return Remedy("A tenth of the rate", "lr /10"), back, Remedy("Or begin gently", warm_up), in_script
+    large = motion.input_size(case) > motion.LARGE_INPUTS
+    ways = (gentle_sgd, back) if adaptive and large else (back, gentle_sgd) if adaptive else (back,)
+    return (*ways, in_script)
 
 
 _STEPS = (0, 1, 3, 7, 15, 31, 63, 127, 255)

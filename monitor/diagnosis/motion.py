@@ -15,7 +15,7 @@ from client_callback.wire.protocol import Float64, Layer
 from monitor.diagnosis.case import Case, Table, medians, per_case
 from monitor.trends import block_means
 
-MOST_ROWS: Final = 64
+MOST_ROWS: Final = 48
 """Of a table that are looked at."""
 EARLY_ROWS: Final = 4
 """Rows that count as the beginning: steps 0, 1, 3 and 7."""
@@ -114,13 +114,13 @@ def kernels(case: Case, labels: tuple[str, ...]) -> list[int]:
 
 def layer_of(case: Case, label: str) -> Layer | None:
     """The innermost layer on the path of a layer or variable. `None`: not known."""
-    known = _layers_by_name(case)
-    parts = label.split(":", maxsplit=1)[0].split("/")
+    known = _by_name(case)
+    parts = label.partition(":")[0].split("/")
     return next((known[part] for part in reversed(parts) if part in known), None)
 
 
 @per_case
-def _layers_by_name(case: Case) -> dict[str, Layer]:
+def _by_name(case: Case) -> dict[str, Layer]:
     return {layer.name: layer for layer in case.layers}
 
 
@@ -149,7 +149,7 @@ def motion(case: Case) -> Motion | None:
     known = np.isfinite(ratios)
     if not known.any():
         return None
-    early = medians(ratios[:EARLY_ROWS], axis=1)
+    by_row = medians(ratios[:EARLY_ROWS], axis=1)
     newest = medians(ratios[-NEWEST_ROWS:])
     reach = np.diff(np.append(found.steps, max(case.step, found.steps[-1] + 1)))
     travelled = np.where(known, ratios, 0.0).T @ reach
@@ -158,7 +158,7 @@ def motion(case: Case) -> Motion | None:
     fastest = float(np.max(newest[np.isfinite(newest)], initial=0.0))
     return Motion(
         int(found.steps[0]),
-        float(np.max(early[np.isfinite(early)], initial=0.0)),
+        float(np.max(by_row[np.isfinite(by_row)], initial=0.0)),
         float(np.median(newest[np.isfinite(newest)])) if np.isfinite(newest).any() else math.nan,
         fastest,
         float(travelled.max()),
@@ -188,21 +188,20 @@ def dead_layers(case: Case, share: float) -> list[Dead]:
     if outputs is None:
         return []
     found = []
-    reached: dict[str, int] = {}
-    at = also = np.empty(0, np.intp)
-    if gradients is not None:
-        reached = {label: place for place, label in enumerate(gradients.labels)}
-        _, at, also = np.intersect1d(outputs.steps, gradients.steps, assume_unique=True, return_indices=True)
-    for place, label in enumerate(outputs.labels):
+    of_units = outputs.column("zero_units").astype(np.float64)
+    # Silent units' zeros are among all zeros: most layers need no closer look.
+    for place in np.flatnonzero(outputs.column("zero_share")[-1] >= 0.99 * share).tolist():
+        label = outputs.labels[place]
         layer = layer_of(case, label)
         if layer is None or not layer.units or layer.activation not in ("relu", "relu6"):
             continue
-        if case.output and layer.name == case.output.layer:
+        if of_units[-1, place] < share * layer.units or (case.output and layer.name == case.output.layer):
             continue
-        silent = outputs.column("zero_units")[:, place].astype(np.float64) / layer.units
-        if gradients is not None and label in reached:
-            unreached = gradients.column()[:, reached[label]]
-            silent[at] = np.fmin(silent[at], unreached[also])
+        silent = of_units[:, place] / layer.units
+        if gradients is not None and label in gradients.labels:
+            unreached = gradients.column()[:, gradients.labels.index(label)]
+            _, of_both, same = np.intersect1d(outputs.steps, gradients.steps, True, return_indices=True)
+            silent[of_both] = np.minimum(silent[of_both], unreached[same])
         below = np.flatnonzero(~(silent >= share))
         first = int(below[-1]) + 1 if len(below) else 0
         if first == len(silent):
@@ -247,7 +246,6 @@ def blocks(case: Case, name: str) -> tuple[Float64, int, int] | None:
     return block_means(column, begin, block, count), begin, block
 
 
-@per_case
 def reference_loss(case: Case) -> float:
     """A loss that a training must not exceed for long: its very first, or what guessing gives, the greater one.
 
