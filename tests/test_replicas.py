@@ -23,7 +23,7 @@ pytestmark = [
 JOINED = {
     "gradient_norm", "gradient_mean_abs", "gradient_max_abs", "gradient_zero_share", "update_norm", "weight_norm",
     "update_ratio", "dead_units", "gradient_histogram", "predicted_counts", "target_counts", "confusion",
-    "confidence", "input", "input_features",
+    "confidence", "input", "input_features", "target",
 }  # fmt: skip
 
 

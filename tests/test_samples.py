@@ -167,6 +167,22 @@ def test_predictions_are_held_against_labels(trained, tables, expected):
         np.testing.assert_array_equal(tables["target_counts"][step], confusion.sum(axis=1))
 
 
+def test_how_far_predictions_differ_is_measured(trained, tables):
+    kernels = [[weight.astype(np.float64) for weight in before] for before in trained[1]]
+    for step, (x, _) in enumerate(trained[2]):
+        first, first_bias, second, second_bias = kernels[step]
+        scores = np.maximum(x @ first + first_bias, 0) @ second + second_bias
+        between = scores.std(axis=0).mean()
+        wanted = [between, np.abs(scores).mean(), scores.min(), scores.max(), scores.sum(axis=1).mean()]
+        np.testing.assert_allclose(tables["prediction_spread"][step], wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_targets_are_described(trained, tables):
+    for step, (_, y) in enumerate(trained[2]):
+        wanted = [y.mean(), y.std(), y.min(), y.max(), 0, 1, np.nan]
+        np.testing.assert_allclose(tables["target"][step], wanted, rtol=1e-5, atol=1e-6)
+
+
 def test_inputs_are_described_feature_by_feature(trained, tables):
     for step, (x, _) in enumerate(trained[2]):
         found = tables["input_features"][step].reshape(12, 5)

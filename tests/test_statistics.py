@@ -569,3 +569,72 @@ def test_of_a_large_batch_the_leading_examples_are_hashed_and_of_each_a_part():
 def test_a_fingerprint_is_of_the_values_whatever_float_holds_them(dtype):
     tensor, values = typed(RANDOM.normal(size=(4, 6)), dtype)
     assert fingerprint(tensor) == fingerprint(values.astype(np.float32))
+
+
+# ── Predictions and targets ─────────────────────────────────────────────────────────────────────────
+
+
+def spread_by_hand(values):
+    """`values`: float64[N, …, units]."""
+    between = values.std(axis=0).mean()
+    return [between, np.abs(values).mean(), values.min(), values.max(), values.sum(axis=-1).mean()]
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("shape", [(40,), (40, 1), (40, 7), (20, 5, 6, 3)])
+def test_how_far_predictions_differ_equals_numpys(shape, dtype):
+    tensor, values = typed(RANDOM.normal(size=shape) * 3 + 1, dtype)
+    expected = spread_by_hand(values if len(shape) > 1 else values[:, None])
+    check(statistics.prediction_spread, tensor, expected=expected, batch=True, rtol=1e-4, atol=1e-5)
+
+
+def test_predictions_that_are_the_same_for_all_examples_have_no_spread():
+    same = np.broadcast_to(RANDOM.random((1, 64, 8)).astype("float32"), (32, 64, 8)).copy()
+    for way, result in results(statistics.prediction_spread, same, batch=True):
+        assert result[0] == 0.0, way
+
+
+def test_of_large_predictions_evenly_spaced_places_and_the_leading_examples_are_looked_at():
+    values = RANDOM.normal(size=(200, 100, 100, 2)).astype("float32")
+    flat = values.reshape(200, 10_000, 2)
+    stride = statistics.coprime_stride(10_000, statistics.MAX_PREDICTED // 2)
+    part = flat[:, ::stride]
+    part = part[: statistics.MAX_INPUT_ELEMENTS // part[0].size]
+    assert part[0].size <= statistics.MAX_PREDICTED
+    expected = spread_by_hand(part.astype(np.float64))
+    check(statistics.prediction_spread, values, expected=expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_prediction_that_is_not_finite_shows():
+    values = RANDOM.normal(size=(10, 3)).astype("float32")
+    values[4, 1] = np.nan
+    finite = values[np.isfinite(values)]
+    expected = [np.nan, np.nan, finite.min(), finite.max(), np.nan]
+    check(statistics.prediction_spread, values, expected=expected, batch=True)
+
+
+TARGETS = {
+    "class numbers": np.arange(12) % 4,
+    "one-hot": np.eye(4, dtype="float32")[np.arange(12) % 4],
+    "shares": RANDOM.dirichlet(np.ones(3), 10).astype("float32"),
+    "nearly shares": np.float32([[0.5, 0.5005], [0.5, 0.502], [1.5, -0.5], [0.0, 1.0]]),
+    "numbers": RANDOM.normal(size=(10, 1)).astype("float32"),
+    "half of them whole": np.float32([1.0, 1.5, -2.0, 0.25]),
+    "not finite": np.float32([[1.0, np.nan], [np.inf, 0.0], [0.0, 1.0]]),
+    "truth values": np.arange(10).reshape(5, 2) % 3 == 0,
+    "images": RANDOM.integers(0, 256, (4, 5, 5, 1), dtype=np.uint8),
+}
+
+
+@pytest.mark.parametrize("values", TARGETS.values(), ids=TARGETS.keys())
+def test_targets_are_described_as_numpy_describes_them(values):
+    exact = values.astype(np.float64)
+    there = np.isfinite(exact)
+    finite = exact[there]
+    whole = (there & (exact == np.floor(exact))).mean()
+    unit = np.nan
+    if values.ndim > 1 and values.shape[-1] > 1:
+        rows = exact.reshape(-1, values.shape[-1])
+        unit = ((np.abs(rows.sum(axis=1) - 1) <= 1e-3) & (rows >= 0).all(axis=1)).mean()
+    expected = [finite.mean(), finite.std(), finite.min(), finite.max(), (~there).sum(), whole, unit]
+    check(statistics.target_statistics, values, expected=expected, batch=True)

@@ -13,6 +13,19 @@ from client_callback.instrument.table import Table
 from client_callback.wire.protocol import Float32, Statistic
 
 
+def target_tables(target: Tensor) -> list[Table]:
+    """Of the first target of the batch, [N, …]."""
+    if not _numeric(target):
+        return []
+    layout = Statistic(
+        name="target",
+        of="values",
+        labels=statistics.TARGET_COLUMNS,
+        doc="Of the batch's targets; shares of whole numbers, and of rows without a negative entry that sum to 1",
+    )
+    return [Table(layout, lambda: statistics.target_statistics(target), _joined_target)]
+
+
 def tables(inputs: list[Tensor], targets: list[Tensor], miss: Callable[[str], None]) -> list[Table]:
     """Of each input as a whole and of its features, and of the batch.
 
@@ -78,6 +91,13 @@ def _joined(parts: Float32) -> Float32:
     spread = np.sqrt((std**2 + (mean - middle) ** 2).mean(axis=0))
     joined = np.stack([middle, spread, low.min(axis=0), high.max(axis=0), skipped.sum(axis=0)], axis=-1)
     return joined.reshape(parts.shape[1:]).astype(np.float32)
+
+
+def _joined_target(parts: Float32) -> Float32:
+    """float32[replicas, n, 7] → float32[n, 7]: likewise, the shares being means."""
+    numbers = len(statistics.FEATURE_COLUMNS)
+    shares = parts[..., numbers:].mean(axis=0, dtype=np.float64).astype(np.float32)
+    return np.concatenate([_joined(parts[..., :numbers]), shares], axis=-1)
 
 
 def _numeric(values: Tensor) -> bool:

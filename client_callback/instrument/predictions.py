@@ -11,12 +11,13 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import keras
+import numpy as np
 from keras import ops
 
 from client_callback.instrument import statistics
 from client_callback.instrument.statistics import Tensor
 from client_callback.instrument.table import Table, total
-from client_callback.wire.protocol import Statistic
+from client_callback.wire.protocol import Float32, Statistic
 
 TaskKind = Literal["classification", "binary", "regression", "unknown"]
 
@@ -84,11 +85,13 @@ def infer_task(loss: Any, targets: Tensor, predictions: Tensor) -> Task:
 
 def tables(task: Task, targets: Tensor, predictions: Tensor, miss: Callable[[str], None]) -> list[Table]:
     """The tables that describe one batch of predictions for this kind of task. `miss`: told what is cut."""
+    spread = _spread_table(predictions)
     if task.kind == "classification":
-        return _classification_tables(task, targets, predictions, miss)
+        return [spread, *_classification_tables(task, targets, predictions, miss)]
     if task.kind == "binary":
-        return (_two_class_tables if task.units == 2 else _one_unit_tables)(task, targets, predictions)
-    return _value_tables(targets, predictions)
+        of_kind = _two_class_tables if task.units == 2 else _one_unit_tables
+        return [spread, *of_kind(task, targets, predictions)]
+    return [spread, *_value_tables(targets, predictions)]
 
 
 def _classification_tables(
@@ -205,6 +208,33 @@ def _value_tables(targets: Tensor, predictions: Tensor) -> list[Table]:
     if sizes[0] == sizes[1]:
         made += _moving("residuals", "True minus predicted values of the batch", lambda: true - predicted)
     return made
+
+
+def _spread_table(predictions: Tensor) -> Table:
+    layout = Statistic(
+        name="prediction_spread",
+        of="values",
+        labels=statistics.SPREAD_LABELS,
+        doc="Of the model's output: standard deviation over the batch's examples, mean of all units; mean "
+        "|prediction|; the least and the greatest; mean sum over units",
+    )
+    return Table(layout, lambda: statistics.prediction_spread(predictions), _joined_spread)
+
+
+def _joined_spread(parts: Float32) -> Float32:
+    """float32[replicas, n, 5] → float32[n, 5]: of parts of equal size, nearly so of others.
+
+    How far the parts' means of each unit are apart is not known, so the deviation is a lower bound.
+    """
+    between, mean_abs, low, high, row_sum = np.moveaxis(parts.astype(np.float64), -1, 0)
+    joined = [
+        between.mean(axis=0),
+        mean_abs.mean(axis=0),
+        low.min(axis=0),
+        high.max(axis=0),
+        row_sum.mean(axis=0),
+    ]
+    return np.stack(joined, axis=-1).astype(np.float32)
 
 
 def _moving(name: str, doc: str, values: Callable[[], Tensor]) -> list[Table]:

@@ -236,7 +236,10 @@ class Sampler:
     def _input_tables(self, step: CapturedStep) -> list[Table]:
         inputs = [value for value in keras.tree.flatten(step.inputs) if self._driver.reachable(value)]
         targets = [value for value in keras.tree.flatten(step.targets) if self._driver.reachable(value)]
-        return batch_tables.tables(inputs, targets, self.miss)
+        first = keras.tree.flatten(step.targets)[:1]
+        known = first if first and self._driver.reachable(first[0]) else []
+        made = [table for target in known for table in batch_tables.target_tables(target)]
+        return made + batch_tables.tables(inputs, targets, self.miss)
 
 
 _Maker = Callable[[Sampler, CapturedStep], list[Table]]

@@ -5,7 +5,7 @@ part of the compiled step on every backend: shapes are static, nothing branches 
 device. Nothing here knows of models, optimizers or buffers.
 
 `tensors` is what the others share, `counting` makes histograms and tables of classes, `gradients`, `activations` and
-`batches` (inputs and labels) describe what their names say.
+`batches` (inputs and labels) and `outputs` (predictions and targets) describe what their names say.
 """
 
 from client_callback.instrument.statistics.activations import (
@@ -47,6 +47,13 @@ from client_callback.instrument.statistics.gradients import (
     update_ratio,
     zero_units,
 )
+from client_callback.instrument.statistics.outputs import (
+    MAX_PREDICTED,
+    SPREAD_LABELS,
+    TARGET_COLUMNS,
+    prediction_spread,
+    target_statistics,
+)
 from client_callback.instrument.statistics.tensors import (
     MAX_INPUT_ELEMENTS,
     Tensor,
@@ -69,8 +76,11 @@ __all__ = [
     "MAX_FEATURES",
     "MAX_INPUT_ELEMENTS",
     "MAX_MAGNITUDES",
+    "MAX_PREDICTED",
     "MAX_PREDICTIONS",
     "PAIR_LABELS",
+    "SPREAD_LABELS",
+    "TARGET_COLUMNS",
     "TOP_CLASSES",
     "VALUE_BINS",
     "Tensor",
@@ -93,6 +103,8 @@ __all__ = [
     "nonzero_per_unit",
     "norm",
     "number_correct",
+    "prediction_spread",
+    "target_statistics",
     "top_counts",
     "update_ratio",
     "zero_units",
