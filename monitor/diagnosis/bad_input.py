@@ -151,7 +151,6 @@ def _of_nan(case: Case, what: str, text: str, step: int, numbers: dict[str, floa
         evidence.append(Evidence(f"the loss is not finite since step {since:,}", since))
     # A whole epoch of finite losses: something replaces them before the first weights.
     survived = since is None and case.epochs_since_change >= 1 and math.isfinite(case.progress.level)
-    repair = "x_train = x_train.fillna(x_train.median())" if what == "inputs" else "kept = numpy.isfinite(y)"
     if what == "inputs":
         repair = (
             "x = numpy.where(numpy.isfinite(x), x, numpy.nan)\n"
@@ -410,7 +409,7 @@ def _in_file_order(shuffled: bool, size: int = 32) -> Session:
 
 
 HEALTHY = {
-    "finite inputs of ordinary spread": lambda: _network(),
+    "finite inputs of ordinary spread": _network,
     "a heavy tail": lambda: _network({"farthest": 15.0}),
     "an outlier in a training that goes well is a note, a tail is none": lambda: _network(
         {"farthest": 30.0}, good=True
