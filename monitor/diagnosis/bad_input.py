@@ -37,7 +37,7 @@ from monitor.diagnosis.examples import (
 )
 from monitor.diagnosis.finding import Evidence, Finding, Remedy, Rule, Severity
 from monitor.diagnosis.targets import of_rows
-from monitor.diagnosis.trouble import trouble
+from monitor.diagnosis.trouble import thrives, trouble
 from monitor.session import Session
 
 FAR: Final = 50.0
@@ -149,9 +149,11 @@ def _of_nan(case: Case, what: str, text: str, step: int, numbers: dict[str, floa
     evidence = [Evidence(text, step or None, numbers)]
     if since is not None:
         evidence.append(Evidence(f"the loss is not finite since step {since:,}", since))
-    # A whole epoch of finite losses: something replaces them before the first weights.
-    survived = since is None and case.epochs_since_change >= 1 and math.isfinite(case.progress.level)
-    repair = "x_train = x_train.fillna(x_train.median())" if what == "inputs" else "kept = numpy.isfinite(y)"
+    elif wrong := trouble(case):
+        evidence.append(Evidence(wrong, case.step - 1))
+    # It goes well all the same: something replaces them before the first weights. A finite loss alone does not tell,
+    # since a relu may turn NaN into 0.
+    survived = thrives(case) and case.epochs_since_change >= 1
     if what == "inputs":
         repair = (
             "x = numpy.where(numpy.isfinite(x), x, numpy.nan)\n"

@@ -303,18 +303,34 @@ class Case:
     def lift(self) -> float | None:
         """How far the model has come from guessing to perfect on the batches it trains on; 0: it guesses, 1: perfect.
 
-        Of classes: (accuracy − majority's share) / (1 − majority's share). Of numbers: 1 − squared error / variance
-        of the targets. `None`: not known.
+        Of classes: (accuracy − majority's share) / (1 − majority's share); where classes are weighted, the same of
+        the mean recall, which always saying one class makes 1 / K. Of numbers: 1 − squared error / variance of
+        the targets. `None`: not known.
         """
         base = self.baseline
         if base is None:
             return None
+        if base.classes > 1 and self.data is not None and self.data.class_weight:
+            return self._balanced_lift
         if base.classes > 1 and self.accuracy is not None:
             return (self.accuracy - base.majority) / max(1.0 - base.majority, 1e-9)
         if self.task in ("regression", "unknown") and base.variance > 0:
             squared = self._squared_error
             return None if squared is None else 1.0 - squared / base.variance
         return None
+
+    @cached_property
+    def _balanced_lift(self) -> float | None:
+        confusion = self.table("confusion")
+        if confusion is None:
+            return None
+        counts = confusion.values[-RECENT_ROWS:].sum(axis=0, dtype=np.float64)
+        true = counts.sum(axis=1)
+        seen = true > 0
+        if seen.sum() < 2:
+            return None
+        chance = 1.0 / float(seen.sum())
+        return (float((np.diag(counts)[seen] / true[seen]).mean()) - chance) / (1.0 - chance)
 
     @cached_property
     def attainable(self) -> float | None:

@@ -52,6 +52,8 @@ LEAST_PROBED: Final = 300
 """Examples that nearest neighbours must have been tried on: two standard errors of a share are then 6 points."""
 LEAST_LABELS: Final = 100
 """Before all labels being equal means anything."""
+MOSTLY: Final = 1.4
+"""Times its fair share that the most frequent class may have, for neighbours at chance to mean anything."""
 BY_HEART: Final = 0.3
 """Lift in training that cannot be chance; on validation it must be below `case.BARELY`."""
 ROW_ERROR: Final = 0.02
@@ -292,7 +294,7 @@ def _apart(case: Case, targets: Targets) -> Finding | None:
         return None
     signal = case.data.signal if case.data else None
     probed = signal is not None and signal.examples >= LEAST_PROBED
-    at_chance = probed and signal is not None and _at_chance(signal)
+    at_chance = probed and signal is not None and _at_chance(case, signal)
     if probed and not at_chance:
         return None
     lift, validated = case.lift, _validated_lift(case)
@@ -342,9 +344,12 @@ def _apart(case: Case, targets: Targets) -> Finding | None:
     )
 
 
-def _at_chance(signal: SignalProbe) -> bool:
+def _at_chance(case: Case, signal: SignalProbe) -> bool:
     if signal.kind == "r2":
         return signal.score < 0.02
+    classes = case.baseline.classes if case.baseline else 0
+    if signal.chance > MOSTLY / max(classes, 2):
+        return False  # of rare classes neighbours tell nothing, with labels in order as well
     error = math.sqrt(max(signal.chance * (1 - signal.chance), 1e-4) / signal.examples)
     return signal.score < signal.chance + 2 * error
 

@@ -13,6 +13,8 @@ from monitor.diagnosis.epochs import reached
 
 SHORTFALL: Final = 0.15
 """Of lift behind nearest neighbours, a lower bound of what can be had, once a sound training would be there."""
+LATE_EPOCHS: Final = 6
+"""A loss that falls may still take so long to beat guessing."""
 WELL: Final = 0.5
 """A lift from here on is one of a training that learns; whatever is odd about it does not keep it from learning."""
 
@@ -22,7 +24,8 @@ def trouble(case: Case) -> str:
     if case.non_finite_from is not None:
         return f"the loss is not finite since step {case.non_finite_from:,}"
     lift = reached(case)
-    if case.guessing and case.seasoned:
+    late = case.progress.trend != "falling" or case.epochs_since_change >= LATE_EPOCHS
+    if case.guessing and case.seasoned and late:
         return f"after {case.step:,} steps it is no better than guessing{_beside(case, lift)}"
     if case.stuck:
         return f"the loss stays at {case.progress.level:.4g} since step {case.progress.start:,}{_beside(case, lift)}"
