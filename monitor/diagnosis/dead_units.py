@@ -12,7 +12,7 @@ No rate and no optimizer revives dead units: the gradient is exactly 0. Try goin
 rate, in one command; then scaled inputs, LeakyReLU, another initializer.
 
 Source: Lu et al. 2019 (arXiv 1903.06733); SageMaker Debugger's dying_relu; in our heart demo, on five seeds, four
-optimizers and two rates from the dead weights changed nothing, SGD at 1e-4 from the start brought 0.80 to 0.88.
+optimizers and two rates from the dead weights changed nothing, SGD at 1e-4 from the start brought 0.81 to 0.88.
 
 Wrong when a wide layer is sparse on purpose: a training that goes well gets a note at most. Silent where outputs are
 out of reach, and where a layer gets nothing but zeros: its input is at fault, not its units.

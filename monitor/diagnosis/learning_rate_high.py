@@ -48,7 +48,8 @@ ABOVE_GUESSING: Final = 1.15
 DIED: Final = 0.5
 """Share of a layer's units that died after the first step."""
 AGAINST: Final = -0.3
-"""Mean cosine of successive gradients; noise alone gives about 0, an epoch's batches without replacement -0.1."""
+"""Mean cosine of successive gradients; noise alone gives about 0. Where only the output's bias still learns, batches
+without replacement gave -0.2 to -0.35, so this counts beside other harm alone."""
 RESTLESS: Final = 0.25
 """Standard deviation of the loss about its trend, in shares of its level, of a training that does not settle."""
 
@@ -101,9 +102,11 @@ def _wild(case: Case) -> bool:
 
 
 def _harm(case: Case, *, settles: bool) -> list[_Harm]:
-    found = [_jump(case), _above_guessing(case), _died(case), _against(case)]
+    found = [_jump(case), _above_guessing(case), _died(case)]
     if not settles:
         found.append(_restless(case))
+    if any(found):
+        found.append(_against(case))
     return [one for one in found if one is not None]
 
 

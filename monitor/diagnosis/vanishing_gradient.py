@@ -30,7 +30,7 @@ from monitor.diagnosis.finding import Evidence, Finding, Remedy, Rule
 from monitor.session import Session
 
 LOST: Final = 1e-3
-"""Share of the last layer's mean |g| that arrives: AutoTrainer's. Sound networks of ten layers show 0.1 to 10."""
+"""Share of the last layer's mean |g| that arrives: AutoTrainer's. Sound ones of 3 to 6 layers showed 0.2 to 1.2."""
 ALL_BUT_GONE: Final = 1e-5
 SMALL: Final = 1e-4
 """Mean |g| itself; above, the last layer's is huge rather than the first's small."""
