@@ -90,7 +90,7 @@ def _poor(case: Case) -> bool:
     """Whether the model has not learned what it could."""
     lift = reached(case)
     if lift is None:
-        return case.stuck
+        return not case.solved
     if case.attainable is not None:
         return case.attainable - lift >= BEHIND or lift < 0.5 * FINE
     return lift < FINE
