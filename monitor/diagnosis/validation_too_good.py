@@ -97,7 +97,7 @@ def check(case: Case) -> list[Finding]:
         Finding(
             rule="validation-too-good",
             title="Validation is too good to be true"
-            if not causes
+            if not explained
             else "Training looks worse than the model is",
             severity="warning" if bad else "note",
             confidence=(0.5 if explained else 0.65) if bad else 0.4,
