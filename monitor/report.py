@@ -102,7 +102,9 @@ def _standing(case: Case, session: Session) -> str:
     """Which run, how far, and how good it is beside guessing."""
     name = f"{session.run.name} ({session.run.run_id})" if session.run else "a run without a beginning"
     parts = [f"{name} after {case.step:,} steps"]
-    if math.isfinite(case.progress.level):
+    if case.non_finite_from is not None:
+        parts.append(f"loss not finite since step {case.non_finite_from:,}")
+    elif math.isfinite(case.progress.level):
         trend = _TRENDS.get(case.progress.trend)
         parts.append(f"loss {case.progress.level:.4g}" + (f", {trend}" if trend else ""))
     base = case.baseline

@@ -294,7 +294,7 @@ async def test_a_remedy_is_put_on_the_command_line_by_its_number():
         await until(pilot, lambda: "Stuck" in shown(app))
         await press(pilot, "1")
         line = app.screen.query_one(CommandLine)
-        assert line.display and line.line.value == "lr /10"
+        assert line.display and line.line.value.startswith('trial keep "lr x0.1" "sgd 0.05 momentum=0.9"')
         assert app.source.sent == []
 
 

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from client_callback.wire.protocol import Float64, Int64
-from monitor.diagnosis.case import Case
+from monitor.diagnosis.case import Case, per_case
 
 MOST_EPOCHS: Final = 32
 """Looked at: of more, evenly spaced ones, the newest always among them. Bounds the cost."""
@@ -38,12 +38,14 @@ class Sides(NamedTuple):
         return _newest(self.training), _newest(self.validation)
 
 
+@per_case
 def validated_accuracy(case: Case) -> str | None:
     """Name of the accuracy that both sides report. `None`: there is none."""
     names = (name.removeprefix("val_") for name in case.session.validation)
     return next((name for name in names if "acc" in name and name in case.session.epoch_logs), None)
 
 
+@per_case
 def sides(case: Case, name: str = "loss") -> Sides | None:
     """Both sides since the training was last changed by a command. `None`: it is not validated."""
     points = case.session.validation.get(f"val_{name}")
@@ -58,6 +60,7 @@ def sides(case: Case, name: str = "loss") -> Sides | None:
     return Sides(steps, _training_at(case, name, steps), np.asarray(points.values[known], np.float64))
 
 
+@per_case
 def reached(case: Case) -> float | None:
     """The better of the lifts in training and in validation. `None`: not known.
 
@@ -116,5 +119,5 @@ def _between_epochs(case: Case, name: str, steps: Int64) -> Float64:
 
 
 def _newest(values: Float64) -> float:
-    known = values[-NEWEST:][np.isfinite(values[-NEWEST:])]
-    return float(np.median(known)) if len(known) else math.nan
+    known = sorted(filter(math.isfinite, values[-NEWEST:].tolist()))
+    return (known[(len(known) - 1) // 2] + known[len(known) // 2]) / 2 if known else math.nan

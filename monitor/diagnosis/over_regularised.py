@@ -47,6 +47,9 @@ BEHIND: Final = 0.1
 ABSOLUTE_SHARE: Final = 0.8
 """Mean |w| / root mean square of normal weights, for a guess of Σ|w| from ‖w‖."""
 
+MOST_NAMED: Final = 3
+"""Layers."""
+
 
 class _Weight(NamedTuple):
     """What rules this training beside its data."""
@@ -90,7 +93,7 @@ def _poor(case: Case) -> bool:
     """Whether the model has not learned what it could."""
     lift = reached(case)
     if lift is None:
-        return case.stuck
+        return not case.solved
     if case.attainable is not None:
         return case.attainable - lift >= BEHIND or lift < 0.5 * FINE
     return lift < FINE
@@ -172,10 +175,12 @@ def _penalty(case: Case) -> _Weight | None:
         return None
     strengths = "; ".join(
         f"{one.layer.name} has {name} {one.layer.settings[name]:g}"
-        for one in penalised
+        for one in penalised[:MOST_NAMED]
         for name in ("l1", "l2")
         if one.layer.settings.get(name)
     )
+    if len(penalised) > MOST_NAMED:
+        strengths += f"; and {len(penalised) - MOST_NAMED} more layers"
     beginning = (
         f"made {share_first:.0%} of the loss at the beginning and " if math.isfinite(share_first) else ""
     )

@@ -113,21 +113,25 @@ def check(case: Case) -> list[Finding]:
 
 def _turn(both: Sides) -> _Turn:
     validation = both.validation
-    best = int(np.argmin(_median_of_three(validation)))
+    # Of medians of three: the least of many noisy values is far too low, and later ones look like a rise.
+    smooth = _median_of_three(validation)
+    best = int(np.argmin(smooth))
     after = validation[best:]
     training_now, now = both.now
-    lowest = float(validation[best])
+    lowest = float(smooth[best])
     rising = False
-    if len(after) >= 4:
+    if len(after) >= 4 and now - lowest > SHARE * abs(lowest):
         noise = 1.4826 * float(np.median(np.abs(np.diff(validation)))) / math.sqrt(2)
-        risen = now - lowest > max(SHARE * abs(lowest), NOISES * noise)
-        rising = risen and bool(trends(after[None], RISE_Z).z[0] >= RISE_Z)
+        risen = now - lowest > NOISES * noise
+        found = trends(after[None], RISE_Z)
+        # Without the allowance for a memory: a curve that bends upwards looks like noise with one.
+        rising = risen and float(found.z[0]) * math.sqrt(float(found.inflation[0])) >= RISE_Z
     return _Turn(best, lowest, now, rising, float(both.training[best]), training_now)
 
 
 def _median_of_three(values: Float64) -> Float64:
     padded = np.concatenate([values[:1], values, values[-1:]])
-    return np.asarray(np.median(np.lib.stride_tricks.sliding_window_view(padded, 3), axis=1))
+    return np.sort(np.lib.stride_tricks.sliding_window_view(padded, 3), axis=1)[:, 1]
 
 
 def _accuracies(case: Case) -> tuple[float, float] | None:

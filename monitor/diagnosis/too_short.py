@@ -1,9 +1,10 @@
 """Sees that a training ended, or is about to end, while it was still clearly improving.
 
-Sees: the last tenth of the planned steps has begun (or the run is over), the loss still falls beyond its noise by a
-tenth or more over the newest half of the steps, validation, where there is any, is at its best, and there is
-something left to learn: less was learned than nearest neighbours reach on the same data, or than nine tenths of the
-way from guessing to perfect where that is not known.
+Sees: the last tenth of the planned steps has begun (or the run is over); the loss still falls beyond its noise, and
+from the third to the last quarter of the steps by an eighth or more of all that it fell since the first quarter (a
+fall that dies away exponentially does so until it has come 95 % of its way); validation, where there is any, is at
+its best; and there is something left to learn: less was learned than nearest neighbours reach on the same data, or
+than half of the way from guessing to perfect.
 
 Hurts because the time spent so far buys a model that a little more would make much better. Train for more epochs,
 with early stopping in place of a fixed number. Source: Prechelt (1998) for stopping by validation instead of by the
@@ -28,15 +29,24 @@ from monitor.diagnosis.epochs import reached, sides
 from monitor.diagnosis.examples import Sampled, dense, falling, flat, noisy, session_of, trained_on
 from monitor.diagnosis.finding import Evidence, Finding, Remedy, Rule
 from monitor.session import Session
+from monitor.trends import block_means
 
 NEARLY_OVER: Final = 0.9
 """Of the planned steps. Earlier, a training that improves is as it should be."""
-WORTHWHILE: Final = 0.1
-"""Of the loss, over the newest half of the steps: as much again would be worth as many steps."""
+LATELY: Final = 0.12
+"""Of the fall from the first to the last quarter, what came after the third; exp(−k·done) has it for k ≤ 3.2."""
+SECOND_COUNTS: Final = 3.0
+"""The whole fall is taken for no more than so many times that from the second quarter on, as for k = 4: a start from
+far off says nothing about the end."""
 LEFT: Final = 0.1
 """Lift still to be had, at least: below, more epochs polish."""
+HALFWAY: Final = 0.5
+"""A lift that is taken for attainable at least. Neighbours are a lower bound only."""
 GOOD: Final = 0.9
-"""The lift that is taken for attainable where the data do not tell: as `Case.solved` has it."""
+"""The same where neighbours do not tell: as `Case.solved` has it. A guess, so that only a lift below HALFWAY is
+worth a warning then."""
+FALLS_STEEPLY: Final = 0.25
+"""As LATELY, where it is not known how good the model is: nearly straight down."""
 TINY_UPDATES: Final = 1e-4
 """‖Δw‖/‖w‖ of a typical variable; 1e-3 is usual (FAULTS: below 1e-5 certainly too low)."""
 FEW_EPOCHS: Final = 10
@@ -59,37 +69,30 @@ def lacks(case: Case) -> str:
 
 def check(case: Case) -> list[Finding]:
     """One finding, or none."""
-    progress, session = case.progress, case.session
-    if progress.trend != "falling":
+    progress = case.progress
+    if progress.trend != "falling" or _past_best(case):
         return []
-    share = progress.fall / max(abs(progress.level), 1e-9)
-    if share < WORTHWHILE or _past_best(case):
+    quarters = _quarters(case)
+    lately = float(quarters[2] - quarters[3])
+    fallen = float(min(quarters[0] - quarters[3], SECOND_COUNTS * (quarters[1] - quarters[3])))
+    if not (fallen > 0 and lately >= LATELY * fallen):
         return []
     lift = reached(case)
-    left = (
-        None if lift is None else max(case.attainable or 0.0, GOOD if case.attainable is None else 0.0) - lift
-    )
-    if (left is not None and left < LEFT) or (left is None and case.solved):
+    attainable = GOOD if case.attainable is None else max(case.attainable, HALFWAY)
+    if case.solved or (lift is not None and attainable - lift < LEFT):
         return []
-    sure = left is not None or share >= 3 * WORTHWHILE
+    sure = lately >= FALLS_STEEPLY * fallen if lift is None else case.attainable is not None or lift < HALFWAY
     tiny = _typical_update(case) < TINY_UPDATES
+    epochs = case.session.epoch_count or len(case.session.epoch_ends)
     evidence = [
         Evidence(
-            f"loss {progress.level:.4g} at the end, it still fell {share:.0%} over the last "
-            f"{progress.steps // 2:,} steps (a trend of {abs(progress.z):.1f} standard deviations)",
+            f"loss {progress.level:.4g} at the end; from the third to the last quarter of the steps it fell by "
+            f"{lately:.3g}, {lately / fallen:.0%} of its whole fall (trend: {abs(progress.z):.1f} deviations)",
             case.step,
-            {"loss": progress.level, "fall": progress.fall, "z": progress.z},
-        )
+            {"loss": progress.level, "fell_lately": lately, "fell": fallen, "z": progress.z},
+        ),
+        *_how_far(case, lift),
     ]
-    if lift is not None and left is not None:
-        evidence.append(
-            Evidence(
-                f"it has come {lift:.0%} of the way from guessing to perfect; {lift + left:.0%} can be had",
-                case.step,
-                {"lift": lift, "attainable": lift + left},
-            )
-        )
-    epochs = session.epoch_count or len(session.epoch_ends)
     if epochs:
         evidence.append(Evidence(f"{epochs} epochs, {case.step:,} steps", None, {"epochs": epochs}))
     return [
@@ -97,7 +100,7 @@ def check(case: Case) -> list[Finding]:
             rule="too-short",
             title="Ends too early: it is still improving",
             severity="warning" if sure else "note",
-            confidence=0.4 if tiny or not sure else 0.8 if 0 < epochs <= FEW_EPOCHS else 0.7,
+            confidence=0.4 if tiny or not sure else 0.75 if 0 < epochs <= FEW_EPOCHS else 0.65,
             start=max(0, min(case.step - 1, case.step - progress.steps // 2)),
             stop=case.step,
             evidence=tuple(evidence),
@@ -106,6 +109,27 @@ def check(case: Case) -> list[Finding]:
             remedies=_remedies(epochs, tiny=tiny),
         )
     ]
+
+
+def _quarters(case: Case) -> Float64:
+    """Mean loss of each quarter since the last change, float64 `[4]`."""
+    column, start = case.per_step("loss"), case.progress.start
+    if column is not None:
+        block = (len(column) - start) // 4
+        return block_means(column, len(column) - 4 * block, block, 4)
+    points = case.session.epoch_logs["loss"]
+    values = points.values[points.steps >= start]
+    return np.array([float(np.nanmean(part)) for part in np.array_split(values, 4)])
+
+
+def _how_far(case: Case, lift: float | None) -> list[Evidence]:
+    if lift is None:
+        return []
+    text, numbers = f"it has come {lift:.0%} of the way from guessing to perfect", {"lift": lift}
+    if case.attainable is not None:
+        text += f", nearest neighbours {case.attainable:.0%}"
+        numbers["attainable"] = case.attainable
+    return [Evidence(text, case.step, numbers)]
 
 
 def _past_best(case: Case) -> bool:

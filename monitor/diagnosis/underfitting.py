@@ -77,7 +77,7 @@ def check(case: Case) -> list[Finding]:
             rule="underfitting",
             title=reason.text if reason else "Underfitting: it has stopped short of what the data allow",
             severity="warning",
-            confidence=confidence,
+            confidence=round(confidence, 2),
             start=case.progress.start if math.isfinite(case.progress.level) else 0,
             stop=case.step,
             evidence=tuple(_evidence(case, lift, reason)),
@@ -100,7 +100,7 @@ def _confidence(
         return 0.5 if settled and lift < FINE and behind > -SHORTFALL else 0.0
     if not short:
         return 0.0
-    return reason.certain - (0.1 if behind is None else 0.0) - (0.15 if falling else 0.0)
+    return reason.certain - (0.1 if behind is None else 0.0) - (0.05 if falling else 0.0)
 
 
 def _reason(case: Case) -> _Reason | None:
@@ -109,8 +109,9 @@ def _reason(case: Case) -> _Reason | None:
         return None
     hidden = layers[:-1]
     features = case.inputs.features if case.inputs else 0
-    classes = case.output.units if case.output and case.output.units > 2 else 0
-    bits = math.log2(classes) if classes else 0.0
+    seen = case.baseline.classes if case.baseline else 0
+    classes = max(seen, case.output.units if case.output and seen else 0)
+    bits = math.log2(classes) if classes > 2 else 0.0
     for layer, following in zip(hidden, layers[1:], strict=True):
         if any(part in layer.class_name for part in NOT_A_WIDTH) or len(layer.kernel_shape) != 2:
             continue
@@ -119,7 +120,7 @@ def _reason(case: Case) -> _Reason | None:
             continue
         if layer.units == 1 and features > NARROW_FEATURES:
             return _Reason(layer, f"Bottleneck: all goes through the one unit of {layer.name}", 0.85)
-        if classes and layer.units < bits:
+        if layer.units < bits:
             text = f"Bottleneck: {layer.name} has {layer.units} units for {classes} classes"
             return _Reason(layer, text, 0.85 if layer.units <= 2 else 0.7)
         if layer.units == 2 and features > 2 * NARROW_FEATURES:
@@ -216,4 +217,4 @@ AILING = {
     "wide, flat, and far from what neighbours reach": lambda: _run((dense("hidden", 64),), 0.5),
 }
 
-RULE = Rule("underfitting", check, lacks, frozenset({"plateau"}), HEALTHY, AILING)
+RULE = Rule("underfitting", check, lacks, frozenset({"plateau", "too-short"}), HEALTHY, AILING)
