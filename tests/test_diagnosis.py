@@ -164,6 +164,41 @@ def test_a_still_session_stays_as_it_was_while_the_other_goes_on():
     np.testing.assert_array_equal(before, reference.series["loss"].smoothed(0, 10_000, 32, 8))
 
 
+def finding(rule: str, confidence: float, **changed: object) -> Finding:
+    made = Finding(rule, rule, "warning", confidence, 0, 400, (), "")
+    return made._replace(**changed)
+
+
+def saying(said: Finding, explains: tuple[str, ...] = ()) -> Rule:
+    return Rule(said.rule, lambda case: [said], lambda case: "", frozenset(explains), {}, {})
+
+
+def test_a_cause_names_all_that_follows_from_it_and_takes_over_the_gravest():
+    rules = [
+        saying(finding("stuck", 0.5)),
+        saying(finding("dead", 0.9, severity="critical"), ("stuck",)),
+        saying(finding("too-fast", 0.8), ("dead",)),
+    ]
+    (only,) = examine(session_of({"loss": np.full(400, 1.0)}), rules).findings
+    assert (only.rule, only.severity, set(only.symptoms)) == ("too-fast", "critical", {"dead", "stuck"})
+
+
+@pytest.mark.parametrize(
+    "cause",
+    [
+        finding("guess", 0.45),
+        finding("guess", 0.9, severity="note"),
+        finding("guess", 0.9, start=400, stop=500),
+    ],
+    ids=["much less sure", "only a note", "set in later"],
+)
+def test_what_does_not_explain_a_finding_leaves_it_where_it_is(cause: Finding):
+    rules = [saying(finding("measured", 0.9)), saying(cause, ("measured",))]
+    found = examine(session_of({"loss": np.full(400, 1.0)}), rules).findings
+    assert {one.rule for one in found} == {"measured", "guess"}
+    assert not any(one.symptoms for one in found)
+
+
 def test_a_rule_that_fails_silences_no_other():
     def fails(case: Case) -> list[Finding]:
         raise ZeroDivisionError("by zero")

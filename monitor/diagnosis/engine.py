@@ -72,6 +72,9 @@ RULES: Final[tuple[Rule, ...]] = (
 PERIOD_S: Final = 0.5
 """Between two looks. A finding rests on dozens of steps, so looking more often shows nothing sooner."""
 
+MUCH_LESS_SURE: Final = 0.3
+"""A finding so much less sure than another does not explain it."""
+
 _GRAVITY: Final[dict[Severity, int]] = {"critical": 0, "warning": 1, "note": 2}
 
 Verdict = Literal["healthy", "suspect", "stuck"]
@@ -162,13 +165,14 @@ def _without_symptoms(findings: Sequence[Finding], explains: Mapping[str, frozen
     """A finding that another explains is named in that one's `symptoms`, and hands its gravity on if greater.
 
     What a note says explains nothing: it may not even be a fault. A cause must have set in before its symptom was
-    last seen.
+    last seen, and be hardly less sure: a guess does not explain what was measured.
     """
     cause_of: dict[int, int] = {}
     for place, finding in enumerate(findings):
         for other, cause in enumerate(findings):
             known = finding.rule in explains.get(cause.rule, ())
-            if known and cause.severity != "note" and cause.start < finding.stop:
+            sure = cause.confidence >= finding.confidence - MUCH_LESS_SURE
+            if known and sure and cause.severity != "note" and cause.start < finding.stop:
                 cause_of[place] = other
                 break
 
