@@ -20,6 +20,7 @@ from client_callback.wire.commands import Unless
 from client_callback.wire.plateau import BLOCKS
 from client_callback.wire.protocol import Reply, TimersChanged
 from monitor.diagnosis import plateau
+from monitor.diagnosis.case import Case
 from monitor.diagnosis.examples import session_of
 from tests.steered_fit import (
     BACKEND,
@@ -560,7 +561,10 @@ def test_the_training_finds_a_plateau_when_the_terminal_does(name, steps):
     recent = RecentSteps()
     for first in range(0, steps, 129):
         recent.add(first, {"loss": losses[first : first + 129]})
-    found = plateau.check(session_of({"loss": losses}))
+    if steps < recent.losses.needed:  # of a shorter run the terminal judges by other means
+        assert not recent.losses.plateau()
+        return
+    found = plateau.check(Case(session_of({"loss": losses})))
     block = recent.losses.needed // BLOCKS
     assert recent.losses.plateau() == any(one.stop == steps // block * block for one in found)
 

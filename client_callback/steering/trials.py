@@ -44,7 +44,7 @@ class Tried:
     """How one candidate did."""
 
     text: str
-    instruction: Instruction | None
+    instruction: Instruction | TryData | None
     """`None`: everything as it is."""
     losses: list[float] = field(default_factory=list)
     """Of each step's batch, NaN where not finite."""

@@ -265,7 +265,6 @@ Instruction = (
     | ListTimers
     | CancelTimer
     | Trial
-    | TryData
     | RangeTest
     | TakeControl
     | ReleaseControl
