@@ -149,7 +149,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="processes (default 2)")
     parser.add_argument("--folder", type=Path, help="of the recordings; by default in the user's cache")
-    parser.add_argument("--score-only", action="store_true", help="train nothing")
+    parser.add_argument(
+        "--score-only", action="store_true", help="train nothing; with --select: decide by what there is"
+    )
     parser.add_argument("--train-only", action="store_true", help="print held-out scores, judge nothing")
     parser.add_argument(
         "--no-remedies", dest="remedies", action="store_false", help="do not try what is advised"
