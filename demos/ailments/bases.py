@@ -79,7 +79,7 @@ BASES: dict[str, Recipe] = {
         loss="binary_crossentropy",
         learning_rate=2e-3,
         batch_size=32,
-        epochs=12,
+        epochs=18,
         pipeline=True,
         score="balanced accuracy",
     ),

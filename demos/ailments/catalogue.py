@@ -26,20 +26,14 @@ AILMENTS: tuple[Ailment, ...] = (
         "class-imbalance",
         "prose",
         "one snippet in eight is positive, and accuracy is all that is looked at",
-        {"spoil": spoiling.few_of_class(1, 0.12), "score": "balanced accuracy", "epochs": 15},
-        {
-            "spoil": spoiling.few_of_class(1, 0.12),
-            "balanced": True,
-            "score": "balanced accuracy",
-            "epochs": 15,
-        },
+        {"spoil": spoiling.few_of_class(1, 0.12)},
     ),
     Ailment(
         "class-imbalance",
         "heart-dense",
         "one recording in eight is pathological",
         {"spoil": spoiling.few_of_class(1, 0.12), "score": "balanced accuracy"},
-        {"spoil": spoiling.few_of_class(1, 0.12), "balanced": True, "score": "balanced accuracy"},
+        {"score": "balanced accuracy"},
     ),
     Ailment(
         "input-scale",

@@ -18,7 +18,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from client_callback.wire import folders
-from tests.diagnosis_benchmark.trained import Job, Outcome, read_outcome, train_all
+from tests.diagnosis_benchmark.trained import (
+    Job,
+    Outcome,
+    callback_digest,
+    forget_older,
+    read_outcome,
+    train_all,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     folder: Path = options.folder or folders.cache_folder() / "diagnosis-benchmark"
     folder.mkdir(parents=True, exist_ok=True)
+    if options.fresh:
+        forget_older(folder)
     if options.select:
         from tests.diagnosis_benchmark import selection
 
@@ -48,6 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{len(outcomes)} of {len(jobs)} runs have been trained")
     else:
         outcomes = list(train_all(jobs, folder, options.jobs))
+    older = sum(outcome.callback != callback_digest() for outcome in outcomes)
+    if older:
+        print(f"{older} of {len(outcomes)} recordings come from another version of the callback; see --fresh")
     for outcome in outcomes:
         if outcome.error:
             print(f"{outcome.case} seed {outcome.seed} raised {outcome.error}")
@@ -151,6 +163,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--folder", type=Path, help="of the recordings; by default in the user's cache")
     parser.add_argument(
         "--score-only", action="store_true", help="train nothing; with --select: decide by what there is"
+    )
+    parser.add_argument(
+        "--fresh", action="store_true", help="train anew what another version of the callback has recorded"
     )
     parser.add_argument("--train-only", action="store_true", help="print held-out scores, judge nothing")
     parser.add_argument(

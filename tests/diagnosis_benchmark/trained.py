@@ -6,6 +6,8 @@ not trained again: an outcome's file is written last, so that it can be cut off 
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import multiprocessing
 import os
@@ -14,6 +16,8 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import client_callback
 
 ONE_CORE = {
     "TF_CPP_MIN_LOG_LEVEL": "3",
@@ -59,6 +63,8 @@ class Outcome:
     error: str = ""
     reply: str = ""
     """To the command: `applied: …`. Empty: none was given, or it was not answered."""
+    callback: str = ""
+    """Digest of the callback that recorded it."""
 
 
 def train_all(jobs: Iterable[Job], folder: Path, processes: int) -> Iterator[Outcome]:
@@ -90,6 +96,23 @@ def read_outcome(job: Job, folder: Path) -> Outcome | None:
     """What is known of a job, `None` when it has not been trained."""
     path = folder / f"{job.stem}.json"
     return Outcome(**json.loads(path.read_text())) if path.exists() else None
+
+
+def forget_older(folder: Path) -> None:
+    """Removes what another version of the callback recorded."""
+    for path in folder.glob("*.json"):
+        if json.loads(path.read_text()).get("callback") != callback_digest():
+            path.with_suffix(".unstuck").unlink(missing_ok=True)
+            path.unlink()
+
+
+@functools.cache
+def callback_digest() -> str:
+    """Changes with whatever may change what is recorded."""
+    digest = hashlib.sha256()
+    for source in sorted(Path(client_callback.__file__).parent.rglob("*.py")):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def _train(task: tuple[Job, Path]) -> Outcome:
@@ -134,6 +157,7 @@ def _train(task: tuple[Job, Path]) -> Outcome:
         seconds=time.monotonic() - began,
         error=error,
         reply=_reply(folder / recording) if command and recording else "",
+        callback=callback_digest(),
     )
     partial = folder / f"{job.stem}.partial"
     partial.write_text(json.dumps(asdict(outcome)))
