@@ -206,7 +206,7 @@ def test_a_rule_that_fails_silences_no_other():
     broken = plateau.RULE._replace(check=fails)
     found = examine(session_of({"loss": np.full(400, np.nan)}), [broken, non_finite.RULE])
     assert [finding.rule for finding in found.findings] == ["non-finite"]
-    assert found.silent == (Silent("plateau", "it failed: ZeroDivisionError: by zero"),)
+    assert found.silent == (Silent("plateau", "it failed: ZeroDivisionError: by zero", failed=True),)
 
 
 def test_the_gravest_finding_comes_first():

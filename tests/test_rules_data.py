@@ -74,9 +74,9 @@ def test_frozen_weights_are_recognised_as_their_initializer_drew_them(initialize
     convolution = keras.layers.Conv1D(24, 3, kernel_initializer=initializer, trainable=False)
     model = keras.Sequential([keras.Input((16, 30)), first, convolution])
     for layer in describe_model(model).layers:
-        assert frozen_layer._frozen_at_random(layer), layer.name
+        assert frozen_layer._is_frozen_at_random(layer), layer.name
     first.kernel.assign(first.kernel * 1.3 + 0.02)
-    assert not frozen_layer._frozen_at_random(describe_model(model).layers[0])
+    assert not frozen_layer._is_frozen_at_random(describe_model(model).layers[0])
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ import numpy as np
 
 from client_callback.wire.protocol import Layer, Summary
 from monitor.diagnosis import motion
-from monitor.diagnosis.case import Case
+from monitor.diagnosis.case import Case, per_run
 from monitor.diagnosis.examples import dense, flat, noisy, trained, trained_on
 from monitor.diagnosis.finding import Evidence, Finding, Remedy, Rule, Severity
 from monitor.diagnosis.trouble import thrives, trouble
@@ -66,6 +66,8 @@ class _Kernel(NamedTuple):
     fan_in: int
     gain: float
     """Factor by which it enlarges the size of signals, after its activation. 1: it keeps it."""
+    constant: bool
+    """Whether all its entries are the same number."""
 
 
 class _Sign(NamedTuple):
@@ -106,7 +108,7 @@ def check(case: Case) -> list[Finding]:
 
 def _alike(case: Case, kernels: list[_Kernel]) -> _Sign | None:
     """Constant kernels before the output."""
-    constant = [_constant(kernel) for kernel in kernels]
+    constant = [kernel.constant for kernel in kernels]
     hidden = [n for n in range(len(kernels) - 1) if constant[n] and kernels[n].layer.units > 1]
     if not hidden:
         return None
@@ -143,7 +145,7 @@ def _alike(case: Case, kernels: list[_Kernel]) -> _Sign | None:
 
 
 def _large(case: Case, kernels: list[_Kernel]) -> _Sign | None:
-    chosen = [kernel for kernel in kernels if not _constant(kernel)]
+    chosen = [kernel for kernel in kernels if not kernel.constant]
     large = [kernel for kernel in chosen if kernel.gain > MUCH_TOO_LARGE and not _keeps_size(kernel)]
     growth = math.prod(kernel.gain for kernel in chosen)
     if not large or growth < (GROWS if len(chosen) > 1 else MUCH_TOO_LARGE) or _normalised(case):
@@ -172,7 +174,7 @@ def _large(case: Case, kernels: list[_Kernel]) -> _Sign | None:
 
 
 def _small(case: Case, kernels: list[_Kernel]) -> _Sign | None:
-    chosen = [kernel for kernel in kernels if not _constant(kernel)]
+    chosen = [kernel for kernel in kernels if not kernel.constant]
     small = [kernel for kernel in chosen if kernel.gain < 0.5 and not _keeps_size(kernel)]
     if len(small) < FEWEST_SHRINKING or _normalised(case) or not trouble(case):
         return None
@@ -230,9 +232,14 @@ def _remedies(kernels: tuple[_Kernel, ...]) -> tuple[Remedy, ...]:
             f"  # {kernel.layer.name}"
         )
     code = Remedy("Initializers that fit the layers", code="\n".join(lines))
-    return (code, Remedy("Stop: it is best begun anew", "stop")) if all(map(_constant, kernels)) else (code,)
+    return (
+        (code, Remedy("Stop: it is best begun anew", "stop"))
+        if all(kernel.constant for kernel in kernels)
+        else (code,)
+    )
 
 
+@per_run
 def _kernels(case: Case) -> list[_Kernel]:
     found = []
     for layer in case.trained_layers:
@@ -247,7 +254,9 @@ def _kernels(case: Case) -> list[_Kernel]:
         # relu lets half of the squares through, so it needs √2 more; the linear part of a tanh keeps the size.
         passed = math.sqrt(0.5) if layer.activation in ("relu", "relu6") else 1.0
         spread = math.hypot(values.std, values.mean)
-        found.append(_Kernel(layer, values, fan_in, spread * math.sqrt(fan_in) * passed))
+        found.append(
+            _Kernel(layer, values, fan_in, spread * math.sqrt(fan_in) * passed, _is_constant(values))
+        )
     return found
 
 
@@ -260,8 +269,7 @@ def _fan_in(layer: Layer) -> int:
     return math.prod(shape[:-1])
 
 
-def _constant(kernel: _Kernel) -> bool:
-    values = kernel.values
+def _is_constant(values: Summary) -> bool:
     return values.high - values.low <= ALIKE * max(abs(values.mean), ALIKE)
 
 

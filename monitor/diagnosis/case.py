@@ -29,6 +29,7 @@ from client_callback.wire.protocol import (
     Layer,
     Optimizer,
     Output,
+    RunDescription,
     TargetData,
 )
 from monitor.diagnosis.progress import BLOCKS, Progress, judge, unknown
@@ -90,6 +91,12 @@ class Table(NamedTuple):
         place = self.columns.index(name) if name else 0
         return self.values[:, :, place]
 
+    def number(self, name: str) -> Float64:
+        """`[rows]` of the one number of that name among the labels of a table of single values; all NaN: it has none."""
+        if name not in self.labels:
+            return np.full(len(self.steps), math.nan)
+        return self.values[:, self.labels.index(name), 0].astype(np.float64)
+
     def recent(self, name: str = "", rows: int = RECENT_ROWS) -> Float64:
         """`[labels]`: the median over the newest rows; NaN where none of them has a number."""
         return medians(self.column(name)[-rows:])
@@ -99,17 +106,34 @@ class Table(NamedTuple):
         return medians(self.column(name)[:rows])
 
 
+class Memory:
+    """What follows from a run's description alone, kept from one look at a session to the next."""
+
+    def __init__(self) -> None:
+        self._run: RunDescription | None = None
+        self._known: dict[Hashable, Any] = {}
+
+    def of(self, run: RunDescription | None) -> dict[Hashable, Any]:
+        """What is known of this description; nothing if it is another than at the last call."""
+        if run is not self._run:
+            self._run, self._known = run, {}
+        return self._known
+
+
 class Case:
     """What the rules look at.
 
     Args:
         session: only read. It may go on growing later; a case is of the moment it was made.
+        memory: of earlier looks at the same session, to be added to.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, memory: Memory | None = None) -> None:
         self.session = session
         self.derived: dict[Hashable, Any] = {}
         """What `per_case` has computed."""
+        self.of_run = (memory or Memory()).of(session.run)
+        """What `per_run` has computed."""
         self.step = len(session.times) or session.step
         """Steps completed."""
 
@@ -409,9 +433,9 @@ class Case:
         table = self.table("target")
         if table is None:
             return None
-        mean = table.column("mean")[:, 0].astype(np.float64)
-        std = table.column("std")[:, 0].astype(np.float64)
-        return float(np.nanmean(std**2) + np.nanvar(mean)) if np.isfinite(mean).any() else None
+        mean, std = table.number("mean"), table.number("std")
+        known = np.isfinite(mean) & np.isfinite(std)
+        return float((std[known] ** 2).mean() + mean[known].var()) if known.any() else None
 
     @cached_property
     def _squared_error(self) -> float | None:
@@ -453,13 +477,23 @@ class Case:
 
 def per_case(function: Callable[Concatenate[Case, _P], _R]) -> Callable[Concatenate[Case, _P], _R]:
     """For what follows from a case and several rules ask for: computed once for each case and further arguments."""
+    return _remembering(function, lambda case: case.derived)
 
+
+def per_run(function: Callable[Concatenate[Case, _P], _R]) -> Callable[Concatenate[Case, _P], _R]:
+    """For what follows from the run's description and further arguments alone: computed once for all looks at it."""
+    return _remembering(function, lambda case: case.of_run)
+
+
+def _remembering(
+    function: Callable[Concatenate[Case, _P], _R], memory: Callable[[Case], dict[Hashable, Any]]
+) -> Callable[Concatenate[Case, _P], _R]:
     @functools.wraps(function)
     def once(case: Case, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        key = (function, args, tuple(kwargs.items()))
-        if key not in case.derived:
-            case.derived[key] = function(case, *args, **kwargs)
-        found: _R = case.derived[key]
+        known, key = memory(case), (function, args, tuple(kwargs.items()))
+        if key not in known:
+            known[key] = function(case, *args, **kwargs)
+        found: _R = known[key]
         return found
 
     return once

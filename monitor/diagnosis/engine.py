@@ -37,7 +37,7 @@ from monitor.diagnosis import (
     wrong_loss,
     wrong_output_activation,
 )
-from monitor.diagnosis.case import Case
+from monitor.diagnosis.case import Case, Memory
 from monitor.diagnosis.finding import Finding, Rule, Severity
 from monitor.session import Session
 
@@ -85,6 +85,8 @@ class Silent(NamedTuple):
 
     rule: str
     reason: str
+    failed: bool = False
+    """Whether that is a fault of the rule's own."""
 
 
 class Diagnosis(NamedTuple):
@@ -98,9 +100,9 @@ class Diagnosis(NamedTuple):
     """Rules that had not enough to go by."""
 
 
-def examine(session: Session, rules: Sequence[Rule] = RULES) -> Diagnosis:
-    """What the rules find in a session, as it is now. Pure."""
-    case = Case(session)
+def examine(session: Session, rules: Sequence[Rule] = RULES, memory: Memory | None = None) -> Diagnosis:
+    """What the rules find in a session, as it is now. Pure: `memory` of earlier looks only saves time."""
+    case = Case(session, memory)
     findings: list[Finding] = []
     silent: list[Silent] = []
     for rule in rules:
@@ -110,7 +112,7 @@ def examine(session: Session, rules: Sequence[Rule] = RULES) -> Diagnosis:
             else:
                 findings += rule.check(case)
         except Exception as error:  # noqa: BLE001 (whatever was recorded, one rule must not silence the others)
-            silent.append(Silent(rule.name, f"it failed: {type(error).__name__}: {error}"))
+            silent.append(Silent(rule.name, f"it failed: {type(error).__name__}: {error}", failed=True))
     ranked = _without_symptoms(sorted(findings, key=_rank), {rule.name: rule.explains for rule in rules})
     return Diagnosis(_verdict(case, ranked), tuple(ranked), tuple(silent))
 
@@ -125,6 +127,7 @@ class Engine:
 
     def __init__(self, rules: Sequence[Rule] = RULES) -> None:
         self._rules = rules
+        self._memory = Memory()
         self._diagnosis = Diagnosis("healthy", (), ())
         self._looked_at_s: float | None = None
         self._thread = ThreadPoolExecutor(1, "diagnosis")
@@ -142,10 +145,10 @@ class Engine:
         if self._looking is not None and self._looking.done():
             self._diagnosis, self._looking = self._looking.result(), None
         if self._looked_at_s is None:
-            self._diagnosis, self._looked_at_s = examine(session, self._rules), now_s
+            self._diagnosis, self._looked_at_s = examine(session, self._rules, self._memory), now_s
         elif self._looking is None and now_s - self._looked_at_s >= PERIOD_S:
             self._looked_at_s = now_s
-            self._looking = self._thread.submit(examine, session.still(), self._rules)
+            self._looking = self._thread.submit(examine, session.still(), self._rules, self._memory)
         return self._diagnosis
 
     def forget(self) -> None:

@@ -24,7 +24,7 @@ import numpy as np
 
 from client_callback.wire.protocol import Layer, Summary
 from monitor.diagnosis import motion
-from monitor.diagnosis.case import Case, Table
+from monitor.diagnosis.case import Case, Table, per_run
 from monitor.diagnosis.examples import Sampled, dense, falling, flat, trained, trained_on
 from monitor.diagnosis.finding import Evidence, Finding, Remedy, Rule, Severity
 from monitor.diagnosis.trouble import thrives, trouble
@@ -52,7 +52,7 @@ class _Layer(NamedTuple):
 
 def lacks(case: Case) -> str:
     """Sampled gradients, or frozen layers."""
-    if any(_frozen_at_random(layer) for layer in case.layers):
+    if _frozen_at_random(case):
         return ""
     table = motion.table(case, "gradient_max_abs")
     if table is None:
@@ -112,19 +112,29 @@ def _cut_off(case: Case) -> list[Finding]:
 def _without_gradient(case: Case, table: Table) -> tuple[list[_Layer], int]:
     """The layers none of whose weights ever had a gradient, and how many others did."""
     values = table.column()
-    sizes: dict[str, list[int]] = {}
-    for place, label in enumerate(table.labels):
-        sizes.setdefault(label.rsplit("/", 1)[0], []).append(place)
-    found, learning = [], 0
-    for path, places in sizes.items():
-        own = values[:, places]
-        if not np.isfinite(own).all():
-            return [], 0
-        if own.any():
-            learning += 1
-        else:
-            found.append(_Layer(path.split("/")[-1], motion.layer_of(case, path + "/kernel"), len(own)))
-    return found, learning
+    if not np.isfinite(values).all():
+        return [], 0
+    reached = values.any(axis=0)
+    weights_of = _weights_of(case, table.labels)
+    found = (
+        [
+            _Layer(path.split("/")[-1], motion.layer_of(case, path + "/kernel"), len(values))
+            for path, places in weights_of.items()
+            if not reached[places].any()
+        ]
+        if not reached.all()
+        else []
+    )
+    return found, len(weights_of) - len(found)
+
+
+@per_run
+def _weights_of(case: Case, labels: tuple[str, ...]) -> dict[str, list[int]]:
+    """Path of a layer → places of its weights among the labels."""
+    found: dict[str, list[int]] = {}
+    for place, label in enumerate(labels):
+        found.setdefault(label.rsplit("/", 1)[0], []).append(place)
+    return found
 
 
 def _explained(case: Case, found: list[_Layer]) -> bool:
@@ -153,7 +163,7 @@ def _explained(case: Case, found: list[_Layer]) -> bool:
 
 
 def _frozen(case: Case) -> list[Finding]:
-    found = [layer for layer in case.layers if _frozen_at_random(layer)]
+    found = _frozen_at_random(case)
     if not found:
         return []
     wrong = trouble(case)
@@ -194,7 +204,12 @@ def _frozen(case: Case) -> list[Finding]:
     ]
 
 
-def _frozen_at_random(layer: Layer) -> bool:
+@per_run
+def _frozen_at_random(case: Case) -> list[Layer]:
+    return [layer for layer in case.layers if _is_frozen_at_random(layer)]
+
+
+def _is_frozen_at_random(layer: Layer) -> bool:
     kernel, expected = layer.kernel, _expected(layer)
     if (
         layer.trainable

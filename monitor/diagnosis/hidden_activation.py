@@ -25,7 +25,7 @@ import msgspec
 
 from client_callback.wire.protocol import Layer, Output
 from monitor.diagnosis import motion
-from monitor.diagnosis.case import Case
+from monitor.diagnosis.case import Case, per_run
 from monitor.diagnosis.examples import Sampled, dense, falling, flat, session_of, trained, trained_on
 from monitor.diagnosis.finding import Evidence, Finding, Remedy, Rule, Severity
 from monitor.diagnosis.trouble import thrives, trouble
@@ -301,6 +301,7 @@ def _remedies(layers: tuple[Layer, ...]) -> tuple[Remedy, ...]:
 # ── Which layers are which ──────────────────────────────────────────────────────────────────────────
 
 
+@per_run
 def _ends(case: Case) -> set[str]:
     """Names of the output layers; where these are not known, of the last one with a kernel."""
     outputs = case.session.run.outputs if case.session.run else ()
@@ -321,6 +322,7 @@ def _last_with_kernel(case: Case) -> Layer | None:
     return next((layer for layer in reversed(case.layers) if layer.kernel_shape), None)
 
 
+@per_run
 def _hidden(case: Case) -> list[Layer]:
     """Each with the activation that is applied to what it gives, also where that is a layer of its own."""
     ends, found, layers = _ends(case), [], case.layers
@@ -340,6 +342,7 @@ def _graph_known(case: Case) -> bool:
     return case.output is None or not case.output.name.startswith("output")
 
 
+@per_run
 def _recurrent(case: Case) -> list[Layer]:
     return [layer for layer in case.layers if layer.class_name in RECURRENT]
 

@@ -442,7 +442,7 @@ def _sampled_labels(low: float, high: float) -> Session:
         "integral": 1,
         "unit_rows": 0,
     }
-    table = Sampled((0, 1, 3), {"target": [list(row.values())] * 3}, tuple(row), of="values")
+    table = Sampled((0, 1, 3), row, of="values")
     return trained(1, "sigmoid", "binary_crossentropy", task="binary", tables={"target": table})
 
 

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from client_callback.wire.protocol import Float64, Layer
-from monitor.diagnosis.case import Case, Table, medians, per_case
+from monitor.diagnosis.case import Case, Table, medians, per_case, per_run
 from monitor.trends import block_means
 
 MOST_ROWS: Final = 48
@@ -100,7 +100,7 @@ class Dead(NamedTuple):
     """Whether nothing but zeros can have come into the layer: its weights alone cannot silence all units."""
 
 
-@per_case
+@per_run
 def kernels(case: Case, labels: tuple[str, ...]) -> list[int]:
     """Places of the labels of weights with two axes or more; not of embeddings, most rows of which rest."""
     variables = case.session.run.variables if case.session.run else ()
@@ -119,7 +119,7 @@ def layer_of(case: Case, label: str) -> Layer | None:
     return next((known[part] for part in reversed(parts) if part in known), None)
 
 
-@per_case
+@per_run
 def _by_name(case: Case) -> dict[str, Layer]:
     return {layer.name: layer for layer in case.layers}
 

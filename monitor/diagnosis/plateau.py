@@ -24,6 +24,7 @@ knows), and in warm-ups longer than the window. Silent with fewer than 24 losses
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Final, NamedTuple
 
@@ -92,7 +93,7 @@ def check(case: Case) -> list[Finding]:
     reached = len(means) * block
     return [
         _finding(case, flat, first_level=float(means[0]), over=flat.stop < reached)
-        for flat in reversed(_flat_stretches(means, block)[-MOST_SHOWN:])
+        for flat in reversed(_flat_stretches(means.tobytes(), block)[-MOST_SHOWN:])
     ]
 
 
@@ -241,8 +242,15 @@ def _block_means(loss: Column, block: int) -> Float64:
     return block_means(loss, 0, block, count) if count >= BLOCKS else np.empty(0)
 
 
-def _flat_stretches(means: Float64, block: int) -> list[_Flat]:
-    """The unions of all flat windows of `BLOCKS` blocks, in order."""
+@functools.lru_cache(maxsize=8)  # whole blocks of a long run stay the same from one look to the next
+def _flat_stretches(of_blocks: bytes, block: int) -> list[_Flat]:
+    """The unions of all flat windows of `BLOCKS` blocks, in order.
+
+    Args:
+        of_blocks: their means, float64.
+        block: their length in steps.
+    """
+    means = np.frombuffer(of_blocks)
     windows = judge_windows(means, float(means[0]))
     spans: list[tuple[int, int]] = []
     """First and last window of each."""

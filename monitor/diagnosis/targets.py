@@ -159,15 +159,8 @@ def _sampled(case: Case) -> Targets | None:
 
 def of_rows(table: Table, name: str) -> Float64:
     """One number of each of the first and newest rows; NaN where the table does not have it."""
-    if name in table.columns:
-        column = table.values[:, 0, table.columns.index(name)]
-    elif name in table.labels:
-        column = table.values[:, table.labels.index(name), 0]
-    else:
-        return np.full(min(len(table.steps), 2 * ROWS), math.nan)
-    if len(column) > 2 * ROWS:
-        column = np.concatenate([column[:ROWS], column[-ROWS:]])
-    return np.asarray(column, np.float64)
+    column = table.number(name)
+    return np.concatenate([column[:ROWS], column[-ROWS:]]) if len(column) > 2 * ROWS else column
 
 
 # ── What would fit ──────────────────────────────────────────────────────────────────────────────────

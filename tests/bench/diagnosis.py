@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from monitor.diagnosis.case import Memory
 from monitor.diagnosis.engine import RULES, examine
 from monitor.diagnosis.examples import Sampled, dense, falling, flat, output_of, session_of, trained_on
 from monitor.session import Session
@@ -27,9 +28,10 @@ def run() -> list[tuple[str, float, float]]:
     losses = session.series["loss"].values
     reference = _median(lambda: (losses.min(), losses.max()))
     stuck = long_session(stuck=True)
+    healthy_memory, stuck_memory = Memory(), Memory()
     return [
-        (label.format("healthy"), _median(lambda: examine(session)), reference),
-        (label.format("stuck"), _median(lambda: examine(stuck)), reference),
+        (label.format("healthy"), _median(lambda: examine(session, memory=healthy_memory)), reference),
+        (label.format("stuck"), _median(lambda: examine(stuck, memory=stuck_memory)), reference),
         ("the still copy of the session that they look at", _median(session.still), reference),
     ]
 

@@ -45,6 +45,8 @@ class Judgement:
 
     said: tuple[Said, ...]
     """At the steps of the grid; the last is the end."""
+    failed: tuple[str, ...] = ()
+    """Rules that failed on the recording, each with its error."""
 
     @property
     def end(self) -> Said:
@@ -70,14 +72,16 @@ class Judgement:
 def judge(recording: Path, steps: int) -> Judgement:
     """Reads a recording of so many steps once, and asks at each step of the grid and at its end."""
     session = Session()
-    said = []
+    said, failed = [], set()
     with contextlib.closing(RecordedSource(recording, start_step=0)) as source:
         for at in (*grid(steps), END):
             source.seek(at)
             for event in source.poll().events:
                 session.apply(event)
-            said.append(_said(examine(session), min(at, steps)))
-    return Judgement(tuple(said))
+            diagnosis = examine(session)
+            said.append(_said(diagnosis, min(at, steps)))
+            failed |= {f"{silent.rule}: {silent.reason}" for silent in diagnosis.silent if silent.failed}
+    return Judgement(tuple(said), tuple(sorted(failed)))
 
 
 def grid(steps: int) -> Iterator[int]:

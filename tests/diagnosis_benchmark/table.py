@@ -27,6 +27,7 @@ def _lines(runs: Sequence[Run]) -> Iterator[str]:
     if ailing:
         yield from _groups("cause", ailing, lambda run: run.cause)
         yield from _groups("data set", ailing, lambda run: run.dataset)
+    yield from _failures(runs)
     yield from _alarms(runs)
     yield from _misses(ailing)
     yield from _remedies(ailing)
@@ -76,6 +77,12 @@ def _groups(title: str, runs: Sequence[Run], key: Callable[[Run], str]) -> Itera
             f"{_percent(figures.first_three):>8}{_number(figures.steps_to_first):>8}"
             f"{_number(figures.epochs_to_first, 1):>8}  {_remedy_counts(figures)}"
         )
+
+
+def _failures(runs: Sequence[Run]) -> Iterator[str]:
+    for run in runs:
+        for failure in run.judgement.failed:
+            yield f"FAILED on {run.case} seed {run.seed}: {failure}"
 
 
 def _alarms(runs: Sequence[Run]) -> Iterator[str]:
