@@ -92,7 +92,7 @@ class Table(NamedTuple):
         return self.values[:, :, place]
 
     def number(self, name: str) -> Float64:
-        """`[rows]` of the one number of that name among the labels of a table of single values; all NaN: it has none."""
+        """`[rows]` of the single value that has this label; all NaN: there is none."""
         if name not in self.labels:
             return np.full(len(self.steps), math.nan)
         return self.values[:, self.labels.index(name), 0].astype(np.float64)

@@ -88,13 +88,13 @@ def _of_zeros(case: Case, name: str, evidence: Evidence) -> Finding:
 def _starved_layer(case: Case) -> tuple[str, Evidence] | None:
     """The first layer that nothing but zeros comes into, and what shows it."""
     dead = motion.dead_layers(case, 0.99)
-    starved = next((one for one in dead if one.starved and one.rows >= 2), None)
-    if starved is not None:
-        text = (
-            f"all {starved.units:,} units of {starved.layer.name} gave 0 from step {starved.since:,} on, though its "
-            "weights have both signs and no bias was set: only inputs of 0 do that"
-        )
-        return starved.layer.name, Evidence(text, starved.since, {"silent_units": float(starved.units)})
+    for one in dead:
+        if one.starved is not None and one.rows >= 2:
+            text = (
+                f"all {one.units:,} units of {one.layer.name} gave 0 from step {one.since:,} on, though the weights "
+                f"of {one.starved.name} have both signs and no bias was set: only inputs of 0 do that"
+            )
+            return one.starved.name, Evidence(text, one.since, {"silent_units": float(one.units)})
     if dead:
         return None
     return _kernel_without_gradient(case)

@@ -50,6 +50,10 @@ SMOOTHED: Final = 0.5
 2016); lower ones were divided."""
 LEAST_PROBED: Final = 300
 """Examples that nearest neighbours must have been tried on: two standard errors of a share are then 6 points."""
+CLEAR_ERRORS: Final = 4.0
+"""Standard errors above chance that leave no doubt, however few the examples."""
+CLEAR_SIGNAL: Final = 0.2
+"""Share of the variance that neighbours explain, likewise."""
 LEAST_LABELS: Final = 100
 """Before all labels being equal means anything."""
 MOSTLY: Final = 1.4
@@ -295,7 +299,7 @@ def _apart(case: Case, targets: Targets) -> Finding | None:
     signal = case.data.signal if case.data else None
     probed = signal is not None and signal.examples >= LEAST_PROBED
     at_chance = probed and signal is not None and _at_chance(case, signal)
-    if probed and not at_chance:
+    if (probed and not at_chance) or (signal is not None and _far_above_chance(signal)):
         return None
     lift, validated = case.lift, _validated_lift(case)
     by_heart = (
@@ -352,6 +356,14 @@ def _at_chance(case: Case, signal: SignalProbe) -> bool:
         return False  # of rare classes neighbours tell nothing, with labels in order as well
     error = math.sqrt(max(signal.chance * (1 - signal.chance), 1e-4) / signal.examples)
     return signal.score < signal.chance + 2 * error
+
+
+def _far_above_chance(signal: SignalProbe) -> bool:
+    """Whether even few examples prove that the inputs tell something."""
+    if signal.kind == "r2":
+        return signal.score > CLEAR_SIGNAL
+    error = math.sqrt(max(signal.chance * (1 - signal.chance), 1e-4) / max(signal.examples, 1))
+    return signal.score > signal.chance + CLEAR_ERRORS * error
 
 
 def _validated_lift(case: Case) -> float | None:

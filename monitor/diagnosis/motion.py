@@ -96,8 +96,9 @@ class Dead(NamedTuple):
     """The share at the first sampled step."""
     rows: int
     """Sampled rows that show it."""
-    starved: bool
-    """Whether nothing but zeros can have come into the layer: its weights alone cannot silence all units."""
+    starved: Layer | None
+    """The layer with weights, this one or the one before it, that nothing but zeros can have come into: its weights
+    alone cannot silence all units. `None`: there is no such proof."""
 
 
 @per_run
@@ -214,7 +215,7 @@ def dead_layers(case: Case, share: float) -> list[Dead]:
                 int(outputs.steps[first]),
                 float(silent[0]),
                 len(silent) - first,
-                _starved(layer, float(silent[0])),
+                _starved(case, layer, float(silent[0])),
             )
         )
     return found
@@ -346,14 +347,16 @@ def in_words(number: float) -> str:
     return f"{number:.3g}"
 
 
-def _starved(layer: Layer, at_first: float) -> bool:
+def _starved(case: Case, silent: Layer, at_first: float) -> Layer | None:
     """With weights of both signs and no bias, every input but 0 drives about half of many units above 0."""
+    before = case.layers[: case.layers.index(silent) + 1]
+    layer = next((one for one in reversed(before) if one.kernel is not None), silent)
     kernel = layer.kernel
     unbiased = not layer.settings.get("use_bias", True) or layer.settings.get("bias_initializer") in (
         None,
         "Zeros",
     )
-    return (
+    starved = (
         at_first >= 1
         and layer.units >= 8
         and unbiased
@@ -361,3 +364,4 @@ def _starved(layer: Layer, at_first: float) -> bool:
         and kernel.low < 0 < kernel.high
         and abs(kernel.mean) < 0.5 * kernel.std
     )
+    return layer if starved else None

@@ -33,7 +33,7 @@ import numpy.typing as npt
 
 from client_callback.wire.plateau import BLOCKS, SHORTEST_BLOCK, block_steps, judge_windows
 from client_callback.wire.protocol import Float64
-from monitor.diagnosis.case import FEWEST_STEPS, Case
+from monitor.diagnosis.case import BARELY, FEWEST_STEPS, Case
 from monitor.diagnosis.examples import noisy, session_of
 from monitor.diagnosis.finding import Evidence, Finding, Remedy, Rule, Severity
 from monitor.series import Column
@@ -47,6 +47,10 @@ CONVERGED_SHARE: Final = 0.02
 CONVERGED_ACCURACY: Final = 0.9
 """A loss that began very high may have fallen far and still be that of guessing; accuracy tells."""
 MOST_SHOWN: Final = 8
+EARLY: Final = 1 / 2
+"""Of the planned steps."""
+EARLY_EPOCHS: Final = 10
+"""However many are planned, so many are long enough to wait."""
 TRIAL_STEPS: Final = 100
 """Of each candidate: enough for a mean of the last quarter. An epoch where that is shorter, but not below 20."""
 
@@ -130,6 +134,11 @@ def _finding(case: Case, flat: _Flat, *, first_level: float, over: bool) -> Find
         title, confidence = "Converged or stuck", 0.3
         evidence.append(Evidence(f"it began at {first_level:.4g}", 0, {"loss": first_level}))
         remedies = (Remedy("Nothing more to gain here, if validation agrees: stop", "stop"),)
+    elif _may_still_begin(case, flat, first_level):
+        title, confidence = "No progress yet", 0.3
+        evidence.append(
+            Evidence(f"{case.step:,} of {case.session.total_steps:,} planned steps are done", case.step - 1)
+        )
     else:
         title, severity, confidence = "Stuck: no progress beyond noise", "warning", 0.5
         remedies = _remedies(case, flat)
@@ -146,6 +155,20 @@ def _finding(case: Case, flat: _Flat, *, first_level: float, over: bool) -> Find
         remedies=remedies,
         shaded=True,
     )
+
+
+def _may_still_begin(case: Case, flat: _Flat, first_level: float) -> bool:
+    """Whether it is early in the plan, and nothing was learned that could have come to an end.
+
+    Sound networks, deep and recurrent ones above all, may rest at the loss of guessing before they take off (Saxe et
+    al. 2014, arXiv 1312.6120); a training that fell and then stopped has no such excuse.
+    """
+    total, epochs = case.session.total_steps, len(case.session.epoch_ends)
+    if total is None or case.step >= EARLY * total or epochs >= EARLY_EPOCHS or case.changed_at:
+        return False
+    if case.lift is not None:
+        return case.lift < 2 * BARELY
+    return flat.level > (1 - BARELY) * first_level > 0
 
 
 def _of_loss(case: Case, flat: _Flat) -> Evidence:

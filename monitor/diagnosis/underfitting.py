@@ -23,7 +23,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from client_callback.wire.protocol import Float64, Layer, SignalProbe
-from monitor.diagnosis.case import Case
+from monitor.diagnosis.case import BARELY, Case
 from monitor.diagnosis.epochs import reached
 from monitor.diagnosis.examples import dense, falling, flat, noisy, session_of, trained_on
 from monitor.diagnosis.finding import Evidence, Finding, Remedy, Rule
@@ -93,7 +93,8 @@ def _confidence(
 ) -> float:
     """0: nothing to say."""
     if reason is None:
-        return 0.4 if settled and behind is not None and behind >= FAR else 0.0
+        # A model that still guesses has not been stopped by its size: it has not begun.
+        return 0.4 if settled and behind is not None and behind >= FAR and lift >= 2 * BARELY else 0.0
     short = behind >= SHORTFALL if behind is not None else lift < FINE
     if reason.certain >= 0.8 and behind is not None and not short:
         # Too narrow by construction, but neighbours are no better: they are a lower bound.

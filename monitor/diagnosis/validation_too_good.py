@@ -26,6 +26,7 @@ from monitor.diagnosis.case import Case
 from monitor.diagnosis.epochs import Sides, sides, validated_accuracy
 from monitor.diagnosis.examples import dense, session_of, trained_on
 from monitor.diagnosis.finding import Evidence, Finding, Remedy, Rule
+from monitor.diagnosis.trouble import LATE_EPOCHS
 from monitor.session import Session
 
 FEWEST_EPOCHS: Final = 3
@@ -36,8 +37,8 @@ HIGHER: Final = 1 / 7
 """Of the way from guessing to perfect: 0.07 of accuracy with two classes alike, 0.13 with ten."""
 LASTING: Final = 0.8
 """Share of the newest epochs in which it must be so."""
-STRONG: Final = 0.4
-"""Rate of a dropout that can explain so much: light dropout takes a few hundredths of accuracy."""
+STRONG: Final = 0.25
+"""Share of the signal that all dropout together takes away, 1 − Π(1 − rate), from which on it can explain so much."""
 FINE: Final = 0.8
 """A training lift from here on is nobody's trouble."""
 OFF_AT_VALIDATION: Final = ("Dropout", "GaussianNoise", "Random", "MixUp", "CutMix", "AugMix", "RandAugment")
@@ -75,7 +76,7 @@ def check(case: Case) -> list[Finding]:
     if not suspicious:
         return []
     causes, explained = _acting_in_training_only(case)
-    bad = case.lift is None or case.lift < FINE
+    bad = (case.lift is None or case.lift < FINE) and not (explained and _early(case))
     onset = int(np.argmax(losses.validation < LOWER * losses.training)) if lower.any() else 0
     evidence = [
         Evidence(
@@ -110,6 +111,11 @@ def check(case: Case) -> list[Finding]:
     ]
 
 
+def _early(case: Case) -> bool:
+    """Whether training improves still, and may soon be good in spite of what acts in it."""
+    return case.progress.trend == "falling" and case.epochs_since_change < LATE_EPOCHS
+
+
 def _recent(both: Sides) -> Sides:
     number = max(FEWEST_EPOCHS, len(both.steps) // 2)
     return Sides(both.steps[-number:], both.training[-number:], both.validation[-number:])
@@ -135,7 +141,7 @@ def _matters(case: Case, training: float, validation: float) -> bool:
 
 def _acting_in_training_only(case: Case) -> tuple[list[str], bool]:
     """What does, with its strength, and whether that is enough to explain the difference."""
-    found, explained = [], False
+    found, left = [], 1.0
     for layer in case.layers:
         rates = [float(layer.settings.get(name) or 0.0) for name in ("dropout", "recurrent_dropout")]
         if any(part in layer.class_name for part in OFF_AT_VALIDATION):
@@ -143,12 +149,12 @@ def _acting_in_training_only(case: Case) -> tuple[list[str], bool]:
             rates.append(float(rate) if isinstance(rate, int | float) else 1.0)
         if max(rates) > 0:
             found.append(f"{layer.name} ({_strength(layer)})")
-            explained = explained or max(rates) >= STRONG
+            left *= 1.0 - min(max(rates), 1.0)
     if case.data is not None and case.data.class_weight:
         found.append("class weights")
     if case.data is not None and case.data.weighted:
         found.append("weights of examples")
-    return found, explained or "class weights" in found or "weights of examples" in found
+    return found, left <= 1 - STRONG or "class weights" in found or "weights of examples" in found
 
 
 def _strength(layer: Layer) -> str:

@@ -17,6 +17,7 @@ END = sys.maxsize
 
 FINEST = 20
 """Steps between the first points of the grid; fewer in a run of few steps."""
+ONLY_END = frozenset({"stop", "pause"})
 WIDENING = 1.12
 """From then on each gap is so much wider: what comes late need not be told to the step."""
 
@@ -31,7 +32,8 @@ class Said:
     """Of the findings above a note, best first."""
     severities: tuple[str, ...]
     command: str | None
-    """The first that the top finding offers. `None`: it offers none."""
+    """The first that the top finding offers. `None`: it offers none that is meant to help: what only ends or holds a
+    training comes after the code that mends the next one."""
 
     @property
     def alarm(self) -> bool:
@@ -102,5 +104,12 @@ def _said(diagnosis: Diagnosis, step: int) -> Said:
         verdict=diagnosis.verdict,
         rules=tuple(finding.rule for finding in findings),
         severities=tuple(finding.severity for finding in findings),
-        command=next((remedy.command for remedy in remedies if remedy.command), None),
+        command=next(
+            (
+                remedy.command
+                for place, remedy in enumerate(remedies)
+                if remedy.command and (place == 0 or remedy.command not in ONLY_END)
+            ),
+            None,
+        ),
     )
