@@ -5,7 +5,7 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from client_callback.description import describe_model
@@ -30,6 +30,7 @@ def described(values: np.ndarray) -> Targets:
     return targets
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.sampled_from([-1.0, 0.0, 0.25, 1.0, 2.0, 7.5, 255.0]), min_size=20, max_size=60),
 )

@@ -32,6 +32,8 @@ from client_callback.wire.protocol import (
     Statistic,
     Summary,
     TargetData,
+    TrialEnded,
+    TrialResult,
     samples_event,
     steps_event,
 )
@@ -48,6 +50,26 @@ class Sampled(NamedTuple):
     """Label → `[steps]`, or `[steps, columns]`; a single number stands for all of them."""
     columns: tuple[str, ...] = ()
     of: Literal["variables", "layers", "features", "classes", "histogram", "values"] = "variables"
+
+
+def with_trial(
+    session: Session, ends: Mapping[str, float], *, start: int = 300, tells: bool = True
+) -> Session:
+    """A session in which a trial from step `start` brought each candidate's loss from 1 to so much, in 40 steps."""
+    results = [
+        TrialResult(
+            text=text,
+            losses=np.append(np.linspace(1.0, end, 30), np.full(10, end)).astype("<f4").tobytes(),
+            score=end,
+            low=end - 0.02,
+            high=end + 0.02,
+        )
+        for text, end in sorted(ends.items(), key=lambda entry: entry[1])
+    ]
+    session.apply(
+        TrialEnded(id="1", text="trial", start=start, step=start, results=tuple(results), tells=tells)
+    )
+    return session
 
 
 def session_of(

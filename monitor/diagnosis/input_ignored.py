@@ -23,9 +23,9 @@ from typing import Final
 
 import numpy as np
 
-from monitor.diagnosis import motion
+from monitor.diagnosis import experiments, motion
 from monitor.diagnosis.case import Case, Table
-from monitor.diagnosis.examples import Sampled, dense, falling, flat, output_of, session_of
+from monitor.diagnosis.examples import Sampled, dense, falling, flat, output_of, session_of, with_trial
 from monitor.diagnosis.finding import Evidence, Finding, Remedy, Rule
 from monitor.session import Session
 
@@ -53,8 +53,17 @@ def check(case: Case) -> list[Finding]:
         return [_of_zeros(case, name, evidence)]
     if not case.seasoned or not motion.poor(case) or case.non_finite_from is not None:
         return []
-    same = _same_outputs(case)
-    return [_collapsed(case, *same)] if same is not None else []
+    same, tried = _same_outputs(case), experiments.compared(case, experiments.ZERO_INPUTS)
+    if tried is not None and tried.worse:
+        return []  # it does worse without them, so it uses them
+    if same is None and tried is None:
+        return []
+    shown = [] if same is None else [same[0]]
+    confidence = 0.6 if same is None else same[1]
+    if tried is not None:
+        shown.append(tried.told("it does as well without its inputs"))
+        confidence = max(confidence, 0.85)
+    return [_collapsed(case, shown, confidence)]
 
 
 def _of_zeros(case: Case, name: str, evidence: Evidence) -> Finding:
@@ -126,15 +135,15 @@ def _kernel_without_gradient(case: Case) -> tuple[str, Evidence] | None:
     return None
 
 
-def _collapsed(case: Case, evidence: Evidence, confidence: float) -> Finding:
+def _collapsed(case: Case, evidence: list[Evidence], confidence: float) -> Finding:
     return Finding(
         rule="input-ignored",
         title="The outputs do not depend on the inputs",
         severity="warning",
         confidence=confidence,
-        start=min(evidence.step or 0, case.step - 1),
+        start=min(evidence[0].step or 0, case.step - 1),
         stop=case.step,
-        evidence=(evidence,),
+        evidence=tuple(evidence),
         explanation="The model gives practically the same answer to every example, whatever goes in.",
         remedies=(
             Remedy("Back to the start, with a tenth of the rate", "lr /10 from start"),
@@ -144,6 +153,7 @@ def _collapsed(case: Case, evidence: Evidence, confidence: float) -> Finding:
                 "    outputs = keras.Model(model.inputs, layer.output).predict(x[:64])\n"
                 "    print(layer.name, outputs.std(axis=0).mean())",
             ),
+            *([experiments.FIND_OUT] if experiments.compared(case, experiments.ZERO_INPUTS) is None else []),
         ),
     )
 
@@ -159,8 +169,7 @@ def _same_outputs(case: Case) -> tuple[Evidence, float] | None:
 
 
 def _by_spread(case: Case, table: Table) -> tuple[Evidence, float] | None:
-    place = table.labels.index("between") if "between" in table.labels else None
-    values = table.values[:, place, 0] if place is not None else table.column("between")[:, 0]
+    values = table.number("between")
     targets = _target_spread(case)
     if len(values) < ROWS or not targets > 0 or not np.all(values[-ROWS:] <= SAME * targets):
         return None
@@ -280,6 +289,9 @@ HEALTHY = {
     "outputs differ from example to example": lambda: _example(stuck=True, between=0.1),
     "the model learns": lambda: _example(stuck=False, between=0.4),
     "predictions fall into two classes, their spread is not recorded": lambda: _example(stuck=True),
+    "in a trial it does worse without its inputs": lambda: with_trial(
+        _example(stuck=True, between=1e-4), {"keep": 0.5, "zero-inputs": 0.7}
+    ),
 }
 AILING = {
     "outputs are the same for all examples": lambda: _example(stuck=True, between=1e-4),
@@ -287,6 +299,9 @@ AILING = {
         stuck=True, one_class=True
     ),
     "no unit of the first layer ever fires, without a bias": lambda: _example(stuck=True, silent=64),
+    "in a trial it does as well without its inputs": lambda: with_trial(
+        _example(stuck=True, between=0.1), {"keep": 0.7, "zero-inputs": 0.7}
+    ),
     "a kernel gets no gradient and its bias does": lambda: _example(stuck=True, kernel=0.0),
 }
 

@@ -24,9 +24,18 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from client_callback.wire.protocol import Layer, Summary
-from monitor.diagnosis import motion
+from monitor.diagnosis import experiments, motion
 from monitor.diagnosis.case import Case
-from monitor.diagnosis.examples import Sampled, dense, falling, flat, noisy, session_of, trained_on
+from monitor.diagnosis.examples import (
+    Sampled,
+    dense,
+    falling,
+    flat,
+    noisy,
+    session_of,
+    trained_on,
+    with_trial,
+)
 from monitor.diagnosis.finding import Evidence, Finding, Remedy, Rule, Severity
 from monitor.diagnosis.trouble import thrives, trouble
 from monitor.session import Session
@@ -107,6 +116,11 @@ def check(case: Case) -> list[Finding]:
     first = _first_loss(case)
     if first is not None:
         evidence.append(first)
+    tried = experiments.compared(case, experiments.STANDARD_INPUTS)
+    if tried is not None and tried.better:
+        evidence.append(tried.told("its inputs are what keeps it"))
+        wrong = wrong or "standardised inputs do better"
+        confidence = max(confidence, 0.85)
     if wrong:
         evidence.append(Evidence(wrong, case.step - 1))
         confidence += (0.08 if first is not None else 0.0) + (0.07 if _follows_size(case) else 0.0)
@@ -320,6 +334,9 @@ AILING = {
     "salaries beside ages": lambda: _network(_SALARIES, optimizer="sgd"),
     "features of different sizes, none huge": lambda: _network(
         _of(0.3, 2.0, -9.0, 9.0, std_low=0.01, std_high=5.0)
+    ),
+    "in a trial it does better on standardised inputs": lambda: with_trial(
+        _network(_SALARIES, optimizer="sgd"), {"standard-inputs": 0.4, "keep": 0.69}
     ),
     "pixels divided by 255 twice": lambda: _network(_of(0.0005, 0.0012, 0.0, 0.0039)),
     "sampled batches from 0 to 255": lambda: _network(

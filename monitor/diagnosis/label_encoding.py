@@ -28,6 +28,7 @@ from typing import Any, Final
 import numpy as np
 
 from client_callback.wire.protocol import Output, SignalProbe
+from monitor.diagnosis import experiments
 from monitor.diagnosis.case import Case
 from monitor.diagnosis.epochs import reached, sides, validated_accuracy
 from monitor.diagnosis.examples import Sampled, falling, labelled, trained, trained_on
@@ -328,6 +329,10 @@ def _apart(case: Case, targets: Targets) -> Finding | None:
         text = f"the network has come {max(lift, 0):.0%} of the way from guessing to perfect in {case.step:,} steps"
         evidence.append(Evidence(text, case.step - 1, {"lift": lift}))
     confidence = 0.45 + (0.2 if by_heart and at_chance else 0.05 if by_heart else 0.0)
+    tried = experiments.one_batch(case)
+    if tried is not None:
+        evidence.append(tried[1])
+        confidence += 0.1 if tried[0] else -0.1  # what cannot learn even one batch has another fault
     return Finding(
         rule="label-encoding",
         title="The labels seem to have nothing to do with the inputs",

@@ -25,11 +25,19 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from client_callback.wire import commands
-from client_callback.wire.commands import CommandError
 from client_callback.wire.protocol import Float64, TrialEnded, TrialResult
-from monitor.diagnosis import motion
+from monitor.diagnosis import experiments, motion
 from monitor.diagnosis.case import Case
-from monitor.diagnosis.examples import Sampled, dense, falling, flat, output_of, session_of, with_value
+from monitor.diagnosis.examples import (
+    Sampled,
+    dense,
+    falling,
+    flat,
+    output_of,
+    session_of,
+    with_trial,
+    with_value,
+)
 from monitor.diagnosis.finding import Evidence, Finding, Remedy, Rule
 from monitor.session import Session
 
@@ -182,18 +190,9 @@ def _of_steps(case: Case, moved: motion.Motion | None, factor: float) -> Evidenc
 def _lower_won(case: Case) -> tuple[TrialEnded, TrialResult] | None:
     """The newest trial since the last change that a lower rate won against the present one, and that candidate."""
     rate = case.session.learning_rate
-    for trial in reversed(case.session.trials):
-        if trial.start < case.changed_at or rate is None:
-            return None
-        if not trial.tells or trial.adopted or not trial.results or trial.rates:
-            continue
-        best = trial.results[0]
-        try:
-            instruction = commands.parse(best.text).instruction
-        except CommandError:
-            continue
+    for trial, best, instruction in experiments.winners(case):
         lower = (isinstance(instruction, commands.ScaleRate) and instruction.factor < 1) or (
-            isinstance(instruction, commands.SetRate) and instruction.value < rate
+            isinstance(instruction, commands.SetRate) and rate is not None and instruction.value < rate
         )
         if lower:
             return trial, best
@@ -304,16 +303,6 @@ def _jumps(level: float) -> Float64:
     return np.concatenate([[0.75], flat(40.0, 19, 5.0), flat(level, 380)])
 
 
-def _after_trial() -> Session:
-    session = example(0.02, flat(0.6), rate=0.01, accuracy=0.65)
-    lower, kept = (
-        TrialResult(text=text, losses=b"", score=score, low=score - 0.02, high=score + 0.02)
-        for text, score in (("lr x0.1", 0.41), ("keep", 0.6))
-    )
-    session.apply(TrialEnded(id="1", text="trial", start=300, step=300, results=(lower, kept)))
-    return session
-
-
 HEALTHY = {
     "long steps, and the model learns": lambda: example(0.2, falling(), rate=0.01, accuracy=0.97),
     "the loss jumps at first, and the model learns": lambda: example(
@@ -331,7 +320,9 @@ AILING = {
     "SGD at 3: the loss grows until it is NaN": lambda: example(
         0.7, with_value(np.asarray(0.7 * 1.2 ** np.arange(400.0)), 200, math.nan), rate=3.0, optimizer="sgd"
     ),
-    "a trial that a tenth of the rate has won": _after_trial,
+    "a trial that a tenth of the rate has won": lambda: with_trial(
+        example(0.02, flat(0.6), rate=0.01, accuracy=0.65), {"lr x0.1": 0.41, "keep": 0.6}
+    ),
 }
 
 EXPLAINS = frozenset(

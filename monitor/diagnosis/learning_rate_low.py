@@ -24,8 +24,8 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from client_callback.wire.protocol import Float64
-from monitor.diagnosis import motion
+from client_callback.wire.protocol import Float64, TrialEnded, TrialResult
+from monitor.diagnosis import experiments, motion
 from monitor.diagnosis.case import Case
 from monitor.diagnosis.examples import Sampled, dense, falling, flat, output_of, session_of
 from monitor.diagnosis.finding import Evidence, Finding, Remedy, Rule
@@ -43,6 +43,8 @@ SMALL_FACTOR: Final = 0.2
 """Of the usual rate. Below, the rate itself is small; above, it is the optimizer that makes little of it."""
 MAY_SIT_STILL: Final = frozenset({"sgd", "adagrad", "ftrl", "adadelta"})
 """Optimizers whose steps may be short at a usual rate."""
+MUCH_HIGHER: Final = 5.0
+"""Times the rate at work that a range test must suggest."""
 TAKEN_AWAY: Final = 1 / 50
 """What a schedule has left of the highest rate by half of the run."""
 
@@ -126,6 +128,9 @@ def _hardly_moving(case: Case, found: Slow) -> Finding:
             {"travelled": found.moved.travelled, "way": found.way},
         ),
     ]
+    tested = _suggested(case)
+    if tested is not None:
+        evidence.append(tested[1])
     if rate is not None and math.isfinite(found.factor):
         name = case.optimizer.class_name if case.optimizer else "the optimizer"
         evidence.append(
@@ -142,6 +147,8 @@ def _hardly_moving(case: Case, found: Slow) -> Finding:
     confidence = 0.45 if not found.factor <= SMALL_FACTOR else 0.85 if found.way <= HARDLY else 0.65
     if found.way <= HARDLY and coherent:
         confidence += 0.07
+    if tested is not None:
+        confidence = max(confidence, 0.9)
     optimizer = case.optimizer.name if case.optimizer else ""
     if optimizer in ("adadelta", "adagrad", "ftrl"):
         confidence = min(confidence, 0.55)  # there it is Keras' default that is small: `unsuitable-optimizer`
@@ -159,14 +166,31 @@ def _hardly_moving(case: Case, found: Slow) -> Finding:
     )
 
 
+def _suggested(case: Case) -> tuple[float, Evidence] | None:
+    """The rate that a range test suggests, if it is far above the one at work."""
+    tested, rate = experiments.range_test(case), case.session.learning_rate
+    if tested is None or rate is None:
+        return None
+    trial, found = tested
+    if found.suggested is None or found.suggested < MUCH_HIGHER * rate:
+        return None
+    text = f"in a range test from step {trial.start:,} the loss fell fastest at {found.suggested:.2g}, not {rate:.2g}"
+    return found.suggested, Evidence(text, trial.start, {"suggested": found.suggested, "learning_rate": rate})
+
+
 def _raise(case: Case, found: Slow) -> tuple[Remedy, ...]:
     optimizer, rate = case.optimizer, case.session.learning_rate or 1e-5
     usual = motion.USUAL_RATES.get(optimizer.name, 1e-3) if optimizer else 1e-3
-    wanted = usual if found.factor <= SMALL_FACTOR else 10 * rate
+    tested = _suggested(case)
+    wanted = tested[0] if tested else usual if found.factor <= SMALL_FACTOR else 10 * rate
     class_name = optimizer.class_name if optimizer else "Adam"
     return (
         Remedy(f"Raise the rate to {wanted:.3g}", f"lr {motion.in_words(wanted)}"),
-        Remedy("Find the largest rate that works", f"trial lr {rate:.1e}..1 for 60 steps"),
+        *(
+            []
+            if tested
+            else [Remedy("Find the largest rate that works", f"trial lr {rate:.1e}..1 for 60 steps")]
+        ),
         Remedy(
             "In the script",
             code=f"model.compile(optimizer=keras.optimizers.{class_name}(learning_rate={wanted:.3g}), …)",
@@ -293,6 +317,20 @@ def _crawls() -> Float64:
     return np.asarray(flat(0.693, noise=0.005) - np.arange(400) * 2e-5)
 
 
+def _range_tested(session: Session) -> Session:
+    """After a range test in which the loss fell about a rate of 0.002."""
+    rates = np.geomspace(1e-6, 1.0, 60)
+    losses = 0.69 - 0.4 / (1 + (2e-3 / rates) ** 3)
+    result = TrialResult(
+        text="lr 1e-6..1", losses=losses.astype("<f4").tobytes(), score=0.3, low=0.3, high=0.3
+    )
+    trial = TrialEnded(
+        id="1", text="trial", start=300, results=(result,), rates=rates.astype("<f4").tobytes()
+    )
+    session.apply(trial)
+    return session
+
+
 HEALTHY = {
     "the rate is small and the model learns": lambda: example(1e-4, falling(), rate=1e-5, accuracy=0.95),
     "steps are of ordinary length and the loss is stuck": lambda: example(2e-3, flat(0.69), rate=1e-3),
@@ -307,6 +345,9 @@ HEALTHY = {
 AILING = {
     "Adam at 0.000002": lambda: example(1e-5, flat(0.69), rate=2e-6),
     "the loss falls, so slowly that it comes to nothing": lambda: example(3e-5, _crawls(), rate=1e-5),
+    "in a range test the loss fell fastest at a thousand times the rate": lambda: _range_tested(
+        example(1e-5, flat(0.69), rate=2e-6)
+    ),
     "plain SGD at 0.00005": lambda: example(4e-6, _crawls(), rate=5e-5, optimizer="sgd"),
     "the schedule has halved the rate ten times by half of the run": lambda: example(
         2e-3, flat(0.5), rate=1e-3, accuracy=0.75, rates=1e-3 * np.exp(-np.arange(400) / 20)

@@ -33,6 +33,7 @@ import numpy.typing as npt
 
 from client_callback.wire.plateau import BLOCKS, SHORTEST_BLOCK, block_steps, judge_windows
 from client_callback.wire.protocol import Float64
+from monitor.diagnosis import experiments
 from monitor.diagnosis.case import BARELY, FEWEST_STEPS, Case
 from monitor.diagnosis.examples import noisy, session_of
 from monitor.diagnosis.finding import Evidence, Finding, Remedy, Rule, Severity
@@ -123,6 +124,9 @@ def _finding(case: Case, flat: _Flat, *, first_level: float, over: bool) -> Find
         evidence.append(
             Evidence(f"{accuracy[0]} {accuracy[1]:.3g}", flat.stop - 1, {accuracy[0]: accuracy[1]})
         )
+    tried = experiments.one_batch(case)
+    if tried is not None and not over:
+        evidence.append(tried[1])
     severity: Severity = "note"
     remedies: tuple[Remedy, ...] = ()
     good = accuracy is None or accuracy[1] >= CONVERGED_ACCURACY
@@ -232,7 +236,7 @@ def _remedies(case: Case, flat: _Flat) -> tuple[Remedy, ...]:
         f'trial keep "lr x0.1" "{other}" for {steps} steps{back} --adopt',
     )
     return (
-        *_tried(case.session, flat),
+        *_tried(case, flat),
         trial,
         Remedy("Lower the learning rate", f"lr /10{back}"),
         Remedy("Or raise it, to leave a flat region", "lr x3"),
@@ -242,16 +246,14 @@ def _remedies(case: Case, flat: _Flat) -> tuple[Remedy, ...]:
             if name != "sgd" or back
             else []
         ),
+        *([experiments.FIND_OUT] if experiments.one_batch(case) is None else []),
     )
 
 
-def _tried(session: Session, flat: _Flat) -> list[Remedy]:
+def _tried(case: Case, flat: _Flat) -> list[Remedy]:
     """What a trial within the stretch has found to be better than going on as it is."""
-    for trial in reversed(session.trials):
-        if trial.start < flat.start or not trial.tells or trial.adopted or len(trial.results) < 2:
-            continue
-        best = trial.results[0]
-        if best.text == "keep" or not math.isfinite(best.score):
+    for trial, best, instruction in experiments.winners(case):
+        if trial.start < flat.start or instruction is None:
             continue
         steps = len(best.losses) // 4
         text = f"The trial at step {trial.start:,} found it better than the others: loss {best.score:.4g}"

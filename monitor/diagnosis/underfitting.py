@@ -23,9 +23,10 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from client_callback.wire.protocol import Float64, Layer, SignalProbe
+from monitor.diagnosis import experiments
 from monitor.diagnosis.case import BARELY, Case
 from monitor.diagnosis.epochs import reached
-from monitor.diagnosis.examples import dense, falling, flat, noisy, session_of, trained_on
+from monitor.diagnosis.examples import dense, falling, flat, noisy, session_of, trained_on, with_trial
 from monitor.diagnosis.finding import Evidence, Finding, Remedy, Rule
 from monitor.session import Session
 
@@ -67,6 +68,9 @@ def check(case: Case) -> list[Finding]:
     reason = _reason(case)
     behind = None if case.attainable is None else case.attainable - lift
     trend = case.progress.trend
+    tried = experiments.one_batch(case)
+    if reason is None and tried is not None and tried[0]:
+        return []  # what learns a batch by heart is not too small for that
     confidence = _confidence(
         reason, lift, behind, settled=trend in ("flat", "rising"), falling=trend == "falling"
     )
@@ -80,7 +84,7 @@ def check(case: Case) -> list[Finding]:
             confidence=round(confidence, 2),
             start=case.progress.start if math.isfinite(case.progress.level) else 0,
             stop=case.step,
-            evidence=tuple(_evidence(case, lift, reason)),
+            evidence=(*_evidence(case, lift, reason), *([tried[1]] if tried else [])),
             explanation="The model is too small or too simple to express what is to be learned, so training it "
             "longer does not help.",
             remedies=_remedies(case, reason),
@@ -206,6 +210,9 @@ HEALTHY = {
     "a wide network that still falls": lambda: _run((dense("hidden", 64),), 0.5, losses=falling(400)),
     "a gate of one unit beside the rest": lambda: _run(
         (dense("gate", 1, "sigmoid"), dense("hidden", 64)), 0.6, score=None
+    ),
+    "in a trial it learned a batch by heart": lambda: with_trial(
+        _run((dense("hidden", 64),), 0.5), {"one-batch": 0.01, "keep": 0.9}
     ),
     "data that nobody can learn": lambda: _run((dense("hidden", 64),), 0.12, score=0.12),
 }

@@ -21,11 +21,10 @@ import math
 from typing import Final
 
 from client_callback.wire import commands
-from client_callback.wire.commands import CommandError
 from client_callback.wire.protocol import TrialEnded, TrialResult
-from monitor.diagnosis import learning_rate_low, motion
+from monitor.diagnosis import experiments, learning_rate_low, motion
 from monitor.diagnosis.case import Case
-from monitor.diagnosis.examples import falling, flat
+from monitor.diagnosis.examples import falling, flat, with_trial
 from monitor.diagnosis.finding import Evidence, Finding, Remedy, Rule
 from monitor.diagnosis.learning_rate_low import Slow
 from monitor.session import Session
@@ -68,19 +67,10 @@ def check(case: Case) -> list[Finding]:
 
 def _won(case: Case) -> tuple[TrialEnded, TrialResult] | None:
     """The newest trial since the last change that another optimizer won, and that candidate."""
-    for trial in reversed(case.session.trials):
-        if trial.start < case.changed_at:
-            return None
-        if not trial.tells or trial.adopted or not trial.results or trial.rates:
-            continue
-        best = trial.results[0]
-        try:
-            instruction = commands.parse(best.text).instruction
-        except CommandError:
-            continue
-        if not isinstance(instruction, commands.SwitchOptimizer) or case.optimizer is None:
-            continue
-        if instruction.name != case.optimizer.name:
+    for trial, best, instruction in experiments.winners(case):
+        if isinstance(instruction, commands.SwitchOptimizer) and (
+            case.optimizer is not None and instruction.name != case.optimizer.name
+        ):
             return trial, best
     return None
 
@@ -181,12 +171,7 @@ def _remedies(case: Case) -> tuple[Remedy, ...]:
 
 def _after_trial(*, tells: bool, ratio: float = 2e-3) -> Session:
     session = learning_rate_low.example(ratio, flat(0.69), rate=0.01, optimizer="sgd")
-    adam, kept = (
-        TrialResult(text=text, losses=b"", score=score, low=score - 0.02, high=score + 0.02)
-        for text, score in (("optimizer adam learning_rate=0.001", 0.41), ("keep", 0.69))
-    )
-    session.apply(TrialEnded(id="1", text="trial", start=300, step=300, results=(adam, kept), tells=tells))
-    return session
+    return with_trial(session, {"optimizer adam learning_rate=0.001": 0.41, "keep": 0.69}, tells=tells)
 
 
 HEALTHY = {
