@@ -43,6 +43,8 @@ RECENT_ROWS: Final = 8
 """Sampled rows that count as now."""
 BARELY: Final = 0.1
 """A lift below this is guessing: with K classes, a tenth of the way from the majority's share to all right."""
+LEVEL: Final = 0.05
+"""Lift behind nearest neighbours that their own error of a few hundred examples may make."""
 
 _TRAINING_CHANGES: Final = (
     commands.SetRate,
@@ -339,7 +341,7 @@ class Case:
         if base.classes > 1 and self.accuracy is not None:
             return (self.accuracy - base.majority) / max(1.0 - base.majority, 1e-9)
         if self.task in ("regression", "unknown") and base.variance > 0:
-            squared = self._squared_error
+            squared = self.squared_error
             return None if squared is None else 1.0 - squared / base.variance
         return None
 
@@ -378,7 +380,7 @@ class Case:
         if self.non_finite_from is not None:
             return True
         if self.progress.trend in ("flat", "rising"):
-            return not self.solved
+            return not (self.solved or self.level_with_neighbours)
         return self.guessing and self.seasoned and self.progress.trend != "falling"
 
     @cached_property
@@ -402,6 +404,11 @@ class Case:
         return math.isfinite(progress.first) and abs(progress.level) < 0.02 * abs(progress.first)
 
     @cached_property
+    def level_with_neighbours(self) -> bool:
+        """Whether it is well beyond guessing and about as good as nearest neighbours: maybe all that can be had."""
+        return self.shortfall is not None and self.shortfall <= LEVEL and (self.lift or 0.0) >= 2 * BARELY
+
+    @cached_property
     def shortfall(self) -> float | None:
         """How far the lift stays behind what nearest neighbours reach; below 0: it is beyond. `None`: not known."""
         if self.lift is None or self.attainable is None:
@@ -423,7 +430,10 @@ class Case:
         if base is None or accuracy is None or not self.batch_size:
             return 0.0
         examples = self._newest_steps * self.batch_size
-        error = math.sqrt(max(accuracy * (1 - accuracy), 1e-4) / examples)
+        of_all = (self.data.examples if self.data else None) or math.inf
+        # What is left of the error as the examples looked at become all there are (finite population correction).
+        unseen = max(0.0, 1 - examples / of_all)
+        error = math.sqrt(max(accuracy * (1 - accuracy), 1e-4) / examples * unseen)
         return 2 * error / max(1 - base.majority, 1e-9)
 
     @cached_property
@@ -438,7 +448,7 @@ class Case:
         return float((std[known] ** 2).mean() + mean[known].var()) if known.any() else None
 
     @cached_property
-    def _squared_error(self) -> float | None:
+    def squared_error(self) -> float | None:
         """Mean squared error over the newest steps."""
         loss = self.output.loss if self.output else ""
         if loss in ("mean_squared_error", "mse") and self.penalty < 0.1 * abs(self.progress.level):

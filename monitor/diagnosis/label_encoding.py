@@ -7,8 +7,11 @@ from 1), class numbers that are no whole numbers (divided along with the images:
 are no shares of classes under a categorical cross-entropy (several classes at once, none, 255 in place of 1). That
 labels are of two values follows from their spread: no others reach the bound of Bhatia and Davis (2000).
 
+Of numbers to be predicted, whether they are so large that the outputs, which begin near 0, have not got there: the
+error is still about the size of the numbers themselves, and above that of always saying their mean.
+
 Of labels that were shuffled apart from their examples the signs are indirect: nearest neighbours, which need no
-training, do no better than chance, and the network either guesses as well or learns by heart what then fails on every
+training, do no better than chance, and the network either guesses as well or learns what then fails on every
 validation. The confidence stays moderate, since neighbours are at chance in some texts and pictures that can be
 learned.
 
@@ -27,11 +30,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from client_callback.wire.protocol import Output, SignalProbe
-from monitor.diagnosis import experiments
+from client_callback.wire.protocol import Output, SignalProbe, Summary
+from monitor.diagnosis import experiments, motion
 from monitor.diagnosis.case import Case
 from monitor.diagnosis.epochs import reached, sides, validated_accuracy
-from monitor.diagnosis.examples import Sampled, falling, labelled, trained, trained_on
+from monitor.diagnosis.examples import Sampled, falling, flat, labelled, trained, trained_on
 from monitor.diagnosis.finding import Evidence, Finding, Remedy, Rule, Severity
 from monitor.diagnosis.targets import (
     BINARY,
@@ -63,6 +66,10 @@ BY_HEART: Final = 0.3
 """Lift in training that cannot be chance; on validation it must be below `case.BARELY`."""
 ROW_ERROR: Final = 0.02
 """By which the mean of a row's sum may differ from 1: a fiftieth of the rows without a class, or with two."""
+NOT_THERE: Final = 0.5
+"""Squared error as a share of the mean square of the targets: outputs are still nearer to 0 than to these."""
+WORSE_THAN_MEAN: Final = 1.5
+"""Squared error over the targets' variance."""
 LEAST_SHARED: Final = 0.25
 """Of labels beyond what a bounded output reaches. Fewer are no matter of encoding."""
 
@@ -83,8 +90,8 @@ def check(case: Case) -> list[Finding]:
         found = look(case, targets, output)
         if found is not None:
             return [found]
-    apart = _apart(case, targets)
-    return [apart] if apart else []
+    indirect = _apart(case, targets) or _out_of_reach(case, targets, output)
+    return [indirect] if indirect else []
 
 
 # ── What the loss cannot take ───────────────────────────────────────────────────────────────────────
@@ -310,7 +317,8 @@ def _apart(case: Case, targets: Targets) -> Finding | None:
         and validated < 0.05
     )
     guesses = case.guessing and (reached(case) or 0.0) < 0.05
-    if not (by_heart and targets.class_like) and not (at_chance and guesses):
+    useless = validated is not None and validated < 0.05  # whatever was learned of the training data
+    if not (by_heart and targets.class_like) and not (at_chance and (guesses or useless)):
         return None
     evidence = []
     if signal is not None:
@@ -328,7 +336,7 @@ def _apart(case: Case, targets: Targets) -> Finding | None:
     elif lift is not None:
         text = f"the network has come {max(lift, 0):.0%} of the way from guessing to perfect in {case.step:,} steps"
         evidence.append(Evidence(text, case.step - 1, {"lift": lift}))
-    confidence = 0.45 + (0.2 if by_heart and at_chance else 0.05 if by_heart else 0.0)
+    confidence = 0.45 + (0.2 if at_chance and useless else 0.05 if by_heart else 0.0)
     tried = experiments.one_batch(case)
     if tried is not None:
         evidence.append(tried[1])
@@ -377,6 +385,38 @@ def _validated_lift(case: Case) -> float | None:
     if both is None or base is None or base.classes < 2:
         return None
     return (both.now[1] - base.majority) / max(1 - base.majority, 1e-9)
+
+
+def _out_of_reach(case: Case, targets: Targets, output: Output) -> Finding | None:
+    """Numbers so large that the output, which begins near 0, would take thousands of steps to get there."""
+    size, squared = math.hypot(targets.mean, targets.std), case.squared_error
+    if (
+        output.loss not in REGRESSION
+        or targets.class_like
+        or not size > motion.LARGE_INPUTS
+        or squared is None
+    ):
+        return None
+    if not (case.seasoned and squared > NOT_THERE * size**2 and squared > WORSE_THAN_MEAN * targets.std**2):
+        return None
+    return _finding(
+        case,
+        targets,
+        "Targets far beyond what the output has reached",
+        f"targets have a mean of {targets.mean:.4g} and a deviation of {targets.std:.4g}; after {case.step:,} steps "
+        f"the error is {math.sqrt(squared):.4g} (root mean square), that of always saying the mean {targets.std:.4g}",
+        "The outputs of a new network are about 0 and each step moves them a little; numbers so large are far off, "
+        "and the way there says nothing about the inputs.",
+        confidence=0.75,
+        severity="warning",
+        remedies=[
+            Remedy(
+                "Standardise the targets, and undo it for what is predicted",
+                code="mean, std = y_train.mean(), y_train.std()\ny_train = (y_train - mean) / std\n"
+                "predicted = model.predict(x) * std + mean",
+            )
+        ],
+    )
 
 
 def _finding(
@@ -448,6 +488,13 @@ def _apart_from_inputs(score: float, accuracy: float, validated: float) -> Sessi
     )
 
 
+def _prices(error: float) -> Session:
+    prices = {"values": Summary(mean=2e5, std=8e4, low=2e4, high=7e5)}
+    return trained(
+        1, "linear", "mean_squared_error", flat(error), task="regression", data=trained_on(targets=prices)
+    )
+
+
 def _sampled_labels(low: float, high: float) -> Session:
     middle, half = (low + high) / 2, (high - low) / 2
     row = {
@@ -475,6 +522,7 @@ HEALTHY = {
     "sampled batches show 0 and 1": lambda: _sampled_labels(0, 1),
     "neighbours tell the labels and the network guesses": lambda: _apart_from_inputs(0.9, 0.5, 0.5),
     "neighbours are at chance and the network learns": lambda: _apart_from_inputs(0.5, 0.9, 0.8),
+    "house prices that are learned": lambda: _prices(1e9),
     "targets are quantities": lambda: trained(
         1, "linear", "binary_crossentropy", task="binary", data=trained_on()
     ),
@@ -493,6 +541,10 @@ AILING = {
     ),
     "class numbers begin at 1": lambda: _numbers(1, 10, 10),
     "more classes than units": lambda: _numbers(0, 10, 5),
+    "house prices, and outputs that are still about 0": lambda: _prices(3.6e10),
+    "neighbours are at chance, and what was learned fails on validation": lambda: _apart_from_inputs(
+        0.5, 0.62, 0.5
+    ),
     "class numbers were divided by 255": lambda: trained(
         10,
         "softmax",

@@ -132,10 +132,20 @@ def _finding(case: Case, flat: _Flat, *, first_level: float, over: bool) -> Find
     good = accuracy is None or accuracy[1] >= CONVERGED_ACCURACY
     if over:
         title, confidence = "Plateau, over now", 0.2
-    elif (case.lift is not None and case.solved) or (
-        good and abs(flat.level) < CONVERGED_SHARE * abs(first_level)
+    elif case.level_with_neighbours or (
+        case.solved
+        if case.lift is not None
+        else good and abs(flat.level) < CONVERGED_SHARE * abs(first_level)
     ):
         title, confidence = "Converged or stuck", 0.3
+        if case.level_with_neighbours and not case.solved:
+            evidence.append(
+                Evidence(
+                    f"it has come {case.lift or 0:.0%} of the way from guessing to perfect, nearest neighbours "
+                    f"{case.attainable or 0:.0%}",
+                    flat.stop - 1,
+                )
+            )
         evidence.append(Evidence(f"it began at {first_level:.4g}", 0, {"loss": first_level}))
         remedies = (Remedy("Nothing more to gain here, if validation agrees: stop", "stop"),)
     elif _may_still_begin(case, flat, first_level):
