@@ -27,6 +27,7 @@ from monitor.diagnosis.case import Case
 from monitor.diagnosis.examples import Sampled, dense, falling, flat, output_of, session_of
 from monitor.diagnosis.finding import Evidence, Finding, Remedy, Rule, Severity
 from monitor.diagnosis.motion import Dead
+from monitor.diagnosis.trouble import trouble
 from monitor.session import Session
 
 MOSTLY: Final = 0.7
@@ -54,7 +55,7 @@ def check(case: Case) -> list[Finding]:
     if not found or any(dead.starved for dead in found):
         return []
     worst = max(found, key=lambda dead: dead.share)
-    poor = motion.poor(case)
+    poor = trouble(case)
     if not poor and worst.share < ALL:
         return []
     severity: Severity

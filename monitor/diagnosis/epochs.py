@@ -60,6 +60,15 @@ def sides(case: Case, name: str = "loss") -> Sides | None:
     return Sides(steps, _training_at(case, name, steps), np.asarray(points.values[known], np.float64))
 
 
+def lacks_validations(case: Case, fewest: int) -> str:
+    """Why a rule that takes so many validations cannot tell anything. Empty: there are enough."""
+    both = sides(case)
+    if both is None:
+        return "the training is not validated"
+    count = len(both.steps)
+    return f"only {count} of the {fewest} validations it takes are done" if count < fewest else ""
+
+
 @per_case
 def reached(case: Case) -> float | None:
     """The better of the lifts in training and in validation. `None`: not known.

@@ -28,6 +28,7 @@ from monitor.diagnosis import learning_rate_high, motion
 from monitor.diagnosis.case import Case
 from monitor.diagnosis.examples import Sampled, dense, falling, flat, output_of, session_of, with_value
 from monitor.diagnosis.finding import Evidence, Finding, Remedy, Rule
+from monitor.diagnosis.trouble import trouble
 from monitor.session import Session
 
 GROWTH: Final = 70.0
@@ -52,7 +53,7 @@ def lacks(case: Case) -> str:
 
 def check(case: Case) -> list[Finding]:
     """One finding, or none."""
-    if not (motion.poor(case) or _far_off(case)):
+    if not (trouble(case) or _far_off(case)):
         return []
     column, begin = case.session.series["grad_norm"], case.changed_at
     first = float(column.values[begin])

@@ -27,6 +27,7 @@ from monitor.diagnosis import experiments, motion
 from monitor.diagnosis.case import Case, Table
 from monitor.diagnosis.examples import Sampled, dense, falling, flat, output_of, session_of, with_trial
 from monitor.diagnosis.finding import Evidence, Finding, Remedy, Rule
+from monitor.diagnosis.trouble import trouble
 from monitor.session import Session
 
 SAME: Final = 0.01
@@ -51,7 +52,7 @@ def check(case: Case) -> list[Finding]:
     if starved is not None and (case.guessing or case.stuck or case.lift is None):
         name, evidence = starved
         return [_of_zeros(case, name, evidence)]
-    if not case.seasoned or not motion.poor(case) or case.non_finite_from is not None:
+    if not case.seasoned or not trouble(case) or case.non_finite_from is not None:
         return []
     same, tried = _same_outputs(case), experiments.compared(case, experiments.ZERO_INPUTS)
     if tried is not None and tried.worse:

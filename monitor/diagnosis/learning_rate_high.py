@@ -39,6 +39,7 @@ from monitor.diagnosis.examples import (
     with_value,
 )
 from monitor.diagnosis.finding import Evidence, Finding, Remedy, Rule
+from monitor.diagnosis.trouble import trouble
 from monitor.session import Session
 
 LONG: Final = 0.1
@@ -83,7 +84,7 @@ def check(case: Case) -> list[Finding]:
     won = _lower_won(case)
     if won is not None:
         return [_finding(case, [_of_trial(*won)], 0.9, won[0].start)]
-    if not (motion.poor(case) or _wild(case)) or case.solved:
+    if not (trouble(case) or _wild(case)) or case.solved:
         return []
     factor, moved = motion.rate_factor(case), motion.motion(case)
     long = moved is not None and moved.first >= LONG

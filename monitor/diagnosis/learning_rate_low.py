@@ -29,6 +29,7 @@ from monitor.diagnosis import experiments, motion
 from monitor.diagnosis.case import Case
 from monitor.diagnosis.examples import Sampled, dense, falling, flat, output_of, session_of
 from monitor.diagnosis.finding import Evidence, Finding, Remedy, Rule
+from monitor.diagnosis.trouble import trouble
 from monitor.session import Session
 
 HARDLY: Final = 0.15
@@ -73,7 +74,7 @@ def slow(case: Case) -> Slow | None:
         or case.step - case.changed_at + _left(case) < FEW_STEPS
     ):
         return None
-    if not (motion.poor(case) or crawling(case)) or vanishes(case):
+    if not (trouble(case) or crawling(case)) or vanishes(case):
         return None
     return Slow(way, moved, factor)
 

@@ -267,22 +267,6 @@ def guessing_loss(case: Case) -> float:
     return base.variance if output.loss in ("mean_squared_error", "mse") else math.nan
 
 
-@per_case
-def poor(case: Case) -> bool:
-    """Whether the training is in trouble by what it has reached, whatever the cause."""
-    if case.non_finite_from is not None:
-        return True
-    if case.step - case.changed_at < 24 or case.solved:
-        return False
-    shortfall = case.shortfall
-    if case.seasoned and (case.guessing or (shortfall is not None and shortfall > 0.2)):
-        return True
-    guess, level = guessing_loss(case), case.progress.level
-    if math.isfinite(guess) and level > 1.5 * guess and case.seasoned:
-        return True
-    return case.stuck and (case.lift is None or shortfall is None or shortfall > 0.1)
-
-
 def rate_factor(case: Case) -> float:
     """The rate at work, with what momentum makes of it, over what the optimizer is usually run at. NaN: not known."""
     optimizer, rate = case.optimizer, case.session.learning_rate

@@ -25,7 +25,7 @@ import numpy as np
 from client_callback.wire.protocol import Float64
 from client_callback.wire.trends import trends
 from monitor.diagnosis.case import Case
-from monitor.diagnosis.epochs import Sides, sides, validated_accuracy
+from monitor.diagnosis.epochs import Sides, lacks_validations, sides, validated_accuracy
 from monitor.diagnosis.examples import dense, session_of, trained_on
 from monitor.diagnosis.finding import Evidence, Finding, Remedy, Rule
 from monitor.session import Session
@@ -72,13 +72,7 @@ class _Turn(NamedTuple):
 
 def lacks(case: Case) -> str:
     """Enough validations."""
-    both = sides(case)
-    if both is None:
-        return "the training is not validated"
-    count = len(both.steps)
-    return (
-        f"only {count} of the {FEWEST_EPOCHS} validations it takes are done" if count < FEWEST_EPOCHS else ""
-    )
+    return lacks_validations(case, FEWEST_EPOCHS)
 
 
 def check(case: Case) -> list[Finding]:

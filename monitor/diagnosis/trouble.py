@@ -8,17 +8,21 @@ from __future__ import annotations
 import math
 from typing import Final
 
-from monitor.diagnosis.case import Case
+from monitor.diagnosis.case import Case, per_case
 from monitor.diagnosis.epochs import reached
+from monitor.diagnosis.motion import guessing_loss
 
 SHORTFALL: Final = 0.15
 """Of lift behind nearest neighbours, a lower bound of what can be had, once a sound training would be there."""
 LATE_EPOCHS: Final = 6
 """A loss that falls may still take so long to beat guessing."""
+ABOVE_GUESSING: Final = 1.5
+"""Times the loss of guessing, by which it is worse than nothing."""
 WELL: Final = 0.5
 """A lift from here on is one of a training that learns; whatever is odd about it does not keep it from learning."""
 
 
+@per_case
 def trouble(case: Case) -> str:
     """What is wrong with it, as a clause with numbers. Empty: nothing, or it is too early to say."""
     if case.non_finite_from is not None:
@@ -27,6 +31,9 @@ def trouble(case: Case) -> str:
     late = case.progress.trend != "falling" or case.epochs_since_change >= LATE_EPOCHS
     if case.guessing and case.seasoned and late:
         return f"after {case.step:,} steps it is no better than guessing{_beside(case, lift)}"
+    guess, level = guessing_loss(case), case.progress.level
+    if case.seasoned and level - case.penalty > ABOVE_GUESSING * guess > 0:
+        return f"after {case.step:,} steps its loss is {level:.4g}, that of guessing {guess:.4g}"
     if case.stuck:
         return f"the loss stays at {case.progress.level:.4g} since step {case.progress.start:,}{_beside(case, lift)}"
     if case.seasoned and lift is not None and case.attainable is not None:

@@ -23,7 +23,7 @@ import numpy as np
 
 from client_callback.wire.protocol import Float64, Layer
 from monitor.diagnosis.case import Case
-from monitor.diagnosis.epochs import Sides, sides, validated_accuracy
+from monitor.diagnosis.epochs import Sides, lacks_validations, sides, validated_accuracy
 from monitor.diagnosis.examples import dense, session_of, trained_on
 from monitor.diagnosis.finding import Evidence, Finding, Remedy, Rule
 from monitor.diagnosis.trouble import LATE_EPOCHS
@@ -47,13 +47,7 @@ OFF_AT_VALIDATION: Final = ("Dropout", "GaussianNoise", "Random", "MixUp", "CutM
 
 def lacks(case: Case) -> str:
     """Enough validations."""
-    both = sides(case)
-    if both is None:
-        return "the training is not validated"
-    count = len(both.steps)
-    return (
-        f"only {count} of the {FEWEST_EPOCHS} validations it takes are done" if count < FEWEST_EPOCHS else ""
-    )
+    return lacks_validations(case, FEWEST_EPOCHS)
 
 
 def check(case: Case) -> list[Finding]:

@@ -27,6 +27,7 @@ from monitor.diagnosis import motion
 from monitor.diagnosis.case import Case
 from monitor.diagnosis.examples import Sampled, dense, falling, flat, output_of, session_of
 from monitor.diagnosis.finding import Evidence, Finding, Remedy, Rule
+from monitor.diagnosis.trouble import trouble
 from monitor.session import Session
 
 LOST: Final = 1e-3
@@ -54,7 +55,7 @@ def check(case: Case) -> list[Finding]:
         return []
     first, of_first, last, of_last, step = decay
     share = of_first / of_last
-    if not (share < LOST and of_first < SMALL and motion.poor(case)):
+    if not (share < LOST and of_first < SMALL and trouble(case)):
         return []
     if any(dead.at_first >= motion.MOSTLY_DEAD for dead in motion.dead_layers(case, motion.MOSTLY_DEAD)):
         return []
