@@ -390,6 +390,16 @@ class Case:
         return since >= FEWEST_STEPS and (since >= 200 or self.epochs_since_change >= 3)
 
     @property
+    def too_early(self) -> str:
+        """Why it is no use to ask what a seasoned training has reached. Empty: it is one."""
+        if self.seasoned:
+            return ""
+        since, after = self.step - self.changed_at, " since the last change" if self.changed_at else ""
+        if since < FEWEST_STEPS:
+            return f"too early to tell: {since} steps{after}, of {FEWEST_STEPS} it takes"
+        return f"too early to tell: {since} steps and {self.epochs_since_change} epochs{after}, it takes 200 or 3"
+
+    @property
     def epochs_since_change(self) -> int:
         """Whole epochs since the training was last changed by a command."""
         return sum(end > self.changed_at for end in self.session.epoch_ends.values())

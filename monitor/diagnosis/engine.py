@@ -39,6 +39,7 @@ from monitor.diagnosis import (
 )
 from monitor.diagnosis.case import Case, Memory
 from monitor.diagnosis.finding import Finding, Rule, Severity
+from monitor.diagnosis.trouble import gets_nowhere
 from monitor.session import Session
 
 RULES: Final[tuple[Rule, ...]] = (
@@ -201,6 +202,6 @@ def _gravity(finding: Finding) -> int:
 
 def _verdict(case: Case, findings: Sequence[Finding]) -> Verdict:
     worst = min(map(_gravity, findings), default=2)
-    if worst == 0 or (worst == 1 and case.stuck):
+    if worst == 0 or (worst == 1 and gets_nowhere(case)):
         return "stuck"
     return "suspect" if worst == 1 else "healthy"

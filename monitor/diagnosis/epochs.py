@@ -79,6 +79,15 @@ def reached(case: Case) -> float | None:
     return max(lifts, default=None)
 
 
+def come(lift: float) -> str:
+    """What a lift means, as the end of a sentence."""
+    return (
+        f"{lift:.0%} of the way from guessing to perfect"
+        if lift > 0
+        else "no further than guessing, or worse"
+    )
+
+
 def _validated_lift(case: Case) -> float | None:
     base, name = case.baseline, validated_accuracy(case)
     if base is None:

@@ -33,7 +33,7 @@ import numpy as np
 from client_callback.wire.protocol import Output, SignalProbe, Summary
 from monitor.diagnosis import experiments, motion
 from monitor.diagnosis.case import Case
-from monitor.diagnosis.epochs import reached, sides, validated_accuracy
+from monitor.diagnosis.epochs import come, reached, sides, validated_accuracy
 from monitor.diagnosis.examples import Sampled, falling, flat, labelled, trained, trained_on
 from monitor.diagnosis.finding import Evidence, Finding, Remedy, Rule, Severity
 from monitor.diagnosis.targets import (
@@ -331,10 +331,10 @@ def _apart(case: Case, targets: Targets) -> Finding | None:
             )
         )
     if by_heart and lift is not None and validated is not None:
-        text = f"training has come {lift:.0%} of the way from guessing to perfect, validation {max(validated, 0):.0%}"
+        text = f"training has come {come(lift)}, validation {max(validated, 0):.0%}"
         evidence.append(Evidence(text, case.step - 1, {"lift": lift, "val_lift": validated}))
     elif lift is not None:
-        text = f"the network has come {max(lift, 0):.0%} of the way from guessing to perfect in {case.step:,} steps"
+        text = f"in {case.step:,} steps the network has come {come(lift)}"
         evidence.append(Evidence(text, case.step - 1, {"lift": lift}))
     confidence = 0.45 + (0.2 if at_chance and useless else 0.05 if by_heart else 0.0)
     tried = experiments.one_batch(case)
@@ -566,7 +566,7 @@ AILING = {
 EXPLAINS = frozenset(
     {
         *("plateau", "oscillation", "input-ignored", "underfitting", "overfitting", "non-finite"),
-        *("class-imbalance", "too-short", "dead-units"),
+        *("class-imbalance", "too-short", "dead-units", "exploding-gradient"),
     }
 )
 

@@ -100,9 +100,7 @@ def lacks(case: Case) -> str:
     """How far steps move the weights, or the rate of each step."""
     if motion.motion(case) is None and case.per_step("learning_rate") is None:
         return "neither updates of the weights nor learning rates were recorded since the last change"
-    return (
-        "" if case.seasoned else "too early to tell: fewer than 200 steps and 3 epochs since the last change"
-    )
+    return case.too_early
 
 
 def check(case: Case) -> list[Finding]:

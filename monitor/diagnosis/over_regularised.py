@@ -27,7 +27,7 @@ import numpy as np
 
 from client_callback.wire.protocol import Float64, Layer, SignalProbe
 from monitor.diagnosis.case import Case
-from monitor.diagnosis.epochs import reached
+from monitor.diagnosis.epochs import come, reached
 from monitor.diagnosis.examples import Sampled, dense, flat, noisy, session_of, trained_on
 from monitor.diagnosis.finding import Evidence, Finding, Remedy, Rule
 from monitor.session import Session
@@ -78,7 +78,7 @@ def lacks(case: Case) -> str:
     """The layers, and some training."""
     if not case.layers:
         return "the model's layers are not known"
-    return "" if case.seasoned else "it has trained for fewer than 3 epochs and 200 steps"
+    return case.too_early
 
 
 def check(case: Case) -> list[Finding]:
@@ -103,9 +103,7 @@ def _finding(case: Case, weight: _Weight) -> Finding:
     lift = reached(case)
     evidence = list(weight.evidence)
     if lift is not None:
-        evidence.append(
-            Evidence(f"it has come {lift:.0%} of the way from guessing to perfect", case.step, {"lift": lift})
-        )
+        evidence.append(Evidence(f"it has come {come(lift)}", case.step, {"lift": lift}))
     return Finding(
         rule="over-regularised",
         title=weight.title,

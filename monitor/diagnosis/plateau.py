@@ -8,8 +8,9 @@ Sees: the losses of single steps, averaged over 32 blocks of a window that is a 
   window, stays below a share of the loss. Without this, noise alone would pass for a plateau.
 
 Of a shorter run, and where only the values of epochs are known, the newest half (of less than 24 values the newest
-three quarters) is judged in the same way, once the training has had 3 epochs or 200 steps. How Keras smooths its
-numbers does not matter: running means within an epoch are not used.
+three quarters) is judged in the same way, once the training has had 3 epochs or 200 steps. Under noise that hides any
+trend, it takes that the model is certainly no better than one that ignores its inputs, and does not clearly improve.
+How Keras smooths its numbers does not matter: running means within an epoch are not used.
 
 The definition itself is in `client_callback.wire.plateau`: `when plateau` waits for the same in the training.
 
@@ -35,6 +36,7 @@ from client_callback.wire.plateau import BLOCKS, SHORTEST_BLOCK, block_steps, ju
 from client_callback.wire.protocol import Float64
 from monitor.diagnosis import experiments
 from monitor.diagnosis.case import BARELY, FEWEST_STEPS, Case
+from monitor.diagnosis.epochs import come
 from monitor.diagnosis.examples import noisy, session_of
 from monitor.diagnosis.finding import Evidence, Finding, Remedy, Rule, Severity
 from monitor.series import Column
@@ -79,18 +81,23 @@ def lacks(case: Case) -> str:
             ends = case.session.epoch_logs.get("loss")
             return f"the loss is known of {0 if ends is None else len(ends)} epochs only, of 6 it takes"
         return f"only {len(loss) - case.changed_at} of the {FEWEST_STEPS} steps it takes have been done"
-    return (
-        ""
-        if case.seasoned or case.progress.by_epoch
-        else "it has trained for fewer than 3 epochs and 200 steps"
-    )
+    return "" if case.progress.by_epoch else case.too_early
 
 
 def check(case: Case) -> list[Finding]:
     """One finding per flat stretch, the newest first; those that are over are notes."""
     loss = case.per_step("loss")
     if loss is None or len(loss) < BLOCKS * SHORTEST_BLOCK:
-        return _of_newest_half(case)
+        found = _of_newest_half(case) if case.progress.trend in ("flat", "rising") else []
+    else:
+        found = _of_windows(case, loss)
+    goes_on = any(one.stop >= case.step - block_steps(case.step) for one in found)
+    guesses = case.guessing and case.stuck and case.non_finite_from is None
+    return found if goes_on or not guesses else [*_of_newest_half(case), *found]
+
+
+def _of_windows(case: Case, loss: Column) -> list[Finding]:
+    """All flat stretches of a long run, the newest first."""
     block = block_steps(len(loss))
     means = _block_means(loss, block)
     if len(means) < BLOCKS:
@@ -103,10 +110,8 @@ def check(case: Case) -> list[Finding]:
 
 
 def _of_newest_half(case: Case) -> list[Finding]:
-    """Of a run that is too short for windows, or known by its epochs only."""
+    """Of a run that is too short for windows, known by its epochs only, or that guesses under much noise."""
     progress = case.progress
-    if progress.trend not in ("flat", "rising"):
-        return []
     flat = _Flat(
         min(progress.start + progress.steps // 2, case.step - 1),
         case.step,
@@ -141,8 +146,7 @@ def _finding(case: Case, flat: _Flat, *, first_level: float, over: bool) -> Find
         if case.level_with_neighbours and not case.solved:
             evidence.append(
                 Evidence(
-                    f"it has come {case.lift or 0:.0%} of the way from guessing to perfect, nearest neighbours "
-                    f"{case.attainable or 0:.0%}",
+                    f"it has come {come(case.lift or 0.0)}, nearest neighbours {case.attainable or 0:.0%}",
                     flat.stop - 1,
                 )
             )

@@ -25,9 +25,10 @@ import numpy as np
 
 from client_callback.wire.protocol import Float64, SignalProbe
 from monitor.diagnosis.case import FEWEST_STEPS, Case
-from monitor.diagnosis.epochs import reached, sides
+from monitor.diagnosis.epochs import come, reached, sides
 from monitor.diagnosis.examples import Sampled, dense, falling, flat, noisy, session_of, trained_on
 from monitor.diagnosis.finding import Evidence, Finding, Remedy, Rule
+from monitor.diagnosis.learning_rate_low import crawling
 from monitor.session import Session
 from monitor.trends import block_means
 
@@ -82,7 +83,7 @@ def check(case: Case) -> list[Finding]:
     if case.solved or (lift is not None and attainable - lift < LEFT):
         return []
     sure = lately >= FALLS_STEEPLY * fallen if lift is None else case.attainable is not None or lift < HALFWAY
-    tiny = _typical_update(case) < TINY_UPDATES
+    tiny = _typical_update(case) < TINY_UPDATES or crawling(case)
     epochs = case.session.epoch_count or len(case.session.epoch_ends)
     evidence = [
         Evidence(
@@ -125,7 +126,7 @@ def _quarters(case: Case) -> Float64:
 def _how_far(case: Case, lift: float | None) -> list[Evidence]:
     if lift is None:
         return []
-    text, numbers = f"it has come {lift:.0%} of the way from guessing to perfect", {"lift": lift}
+    text, numbers = f"it has come {come(lift)}", {"lift": lift}
     if case.attainable is not None:
         text += f", nearest neighbours {case.attainable:.0%}"
         numbers["attainable"] = case.attainable

@@ -28,8 +28,7 @@ def trouble(case: Case) -> str:
     if case.non_finite_from is not None:
         return f"the loss is not finite since step {case.non_finite_from:,}"
     lift = reached(case)
-    late = case.progress.trend != "falling" or case.epochs_since_change >= LATE_EPOCHS
-    if case.guessing and case.seasoned and late:
+    if _guesses_for_long(case):
         return f"after {case.step:,} steps it is no better than guessing{_beside(case, lift)}"
     guess, level = guessing_loss(case), case.progress.level
     if case.seasoned and level - case.penalty > ABOVE_GUESSING * guess > 0:
@@ -43,6 +42,11 @@ def trouble(case: Case) -> str:
     return ""
 
 
+def gets_nowhere(case: Case) -> bool:
+    """Whether it learns nothing any more, or has learned nothing yet though it had the time."""
+    return case.stuck or _guesses_for_long(case)
+
+
 def thrives(case: Case) -> bool:
     """Whether it is known to go well."""
     if trouble(case):
@@ -51,6 +55,11 @@ def thrives(case: Case) -> bool:
     if lift is None or not math.isfinite(lift):
         return case.solved
     return case.solved or lift >= max(WELL, (case.attainable or 0.0) - SHORTFALL)
+
+
+def _guesses_for_long(case: Case) -> bool:
+    late = case.progress.trend != "falling" or case.epochs_since_change >= LATE_EPOCHS
+    return case.guessing and case.seasoned and late
 
 
 def _beside(case: Case, lift: float | None) -> str:

@@ -25,7 +25,7 @@ import numpy as np
 from client_callback.wire.protocol import Float64, Layer, SignalProbe
 from monitor.diagnosis import experiments
 from monitor.diagnosis.case import BARELY, Case
-from monitor.diagnosis.epochs import reached
+from monitor.diagnosis.epochs import come, reached
 from monitor.diagnosis.examples import dense, falling, flat, noisy, session_of, trained_on, with_trial
 from monitor.diagnosis.finding import Evidence, Finding, Remedy, Rule
 from monitor.session import Session
@@ -53,8 +53,8 @@ class _Reason(NamedTuple):
 
 def lacks(case: Case) -> str:
     """Some training, and how good the model is."""
-    if not case.seasoned:
-        return "it has trained for fewer than 3 epochs and 200 steps"
+    if case.too_early:
+        return case.too_early
     if reached(case) is None:
         return "how good it is beside guessing is not known"
     return ""
@@ -150,7 +150,7 @@ def _evidence(case: Case, lift: float, reason: _Reason | None) -> list[Evidence]
             Evidence(f"the kernel of {reason.layer.name} is {shape}", None, {"units": reason.layer.units})
         )
     numbers = {"lift": lift}
-    text = f"it has come {lift:.0%} of the way from guessing to perfect"
+    text = f"it has come {come(lift)}"
     if case.attainable is not None and case.data is not None and case.data.signal is not None:
         numbers["attainable"] = case.attainable
         text += f", nearest neighbours {case.attainable:.0%} on {case.data.signal.examples:,} examples"

@@ -45,9 +45,7 @@ def lacks(case: Case) -> str:
         return ""
     if motion.motion(case) is None:
         return "updates of the weights were not sampled, or not since the last change"
-    return (
-        "" if case.seasoned else "too early to tell: fewer than 200 steps and 3 epochs since the last change"
-    )
+    return case.too_early
 
 
 def check(case: Case) -> list[Finding]:
