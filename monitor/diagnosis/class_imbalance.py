@@ -36,6 +36,8 @@ STRONG_RATIO: Final = 6.0
 MISSED: Final = 0.3
 """Recall of the rare classes below which they are missed: SageMaker Debugger's. Above, where classes overlap, it is a
 matter of the threshold."""
+SURELY_KNOWN: Final = 0.5
+"""Share of the rare examples that is right for certain, by the errors made lately: older batches do not count then."""
 BESIDE: Final = 0.35
 """By which the frequent class must be recognised better."""
 ENOUGH_RARE: Final = 40
@@ -87,7 +89,7 @@ def check(case: Case) -> list[Finding]:
     if found is None or found.rare >= MISSED or found.frequent - found.rare < BESIDE:
         return []
     # No more errors were made lately than that: sampled batches may be older than what the model has learned since.
-    if case.accuracy is not None and 1 - (1 - case.accuracy) / found.rare_share >= MISSED:
+    if case.accuracy is not None and 1 - (1 - case.accuracy) / found.rare_share >= SURELY_KNOWN:
         return []
     ratio = float(counts[0] / counts[-1])
     below = _below_guessing(case)

@@ -37,6 +37,8 @@ MOSTLY_OF_FEW: Final = 0.97
 """In smaller batches."""
 ALL: Final = 0.99
 """A layer with so many dead lets practically nothing through."""
+FEW_UNITS: Final = 4
+"""Fewer may all die by bad luck: that there are so few is what hurts."""
 FEWEST_ROWS: Final = 2
 """A single batch may be odd."""
 
@@ -61,6 +63,8 @@ def check(case: Case) -> list[Finding]:
     severity: Severity
     if not poor:
         severity, confidence = "note", 0.4
+    elif worst.units < FEW_UNITS:
+        severity, confidence = "note", 0.5
     elif worst.share >= ALL:
         severity, confidence = "critical", 0.75 if _constant(worst) else 0.95
     else:

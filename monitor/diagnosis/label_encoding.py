@@ -68,6 +68,8 @@ ROW_ERROR: Final = 0.02
 """By which the mean of a row's sum may differ from 1: a fiftieth of the rows without a class, or with two."""
 NOT_THERE: Final = 0.5
 """Squared error as a share of the mean square of the targets: outputs are still nearer to 0 than to these."""
+EXPLODED: Final = 4.0
+"""From here on outputs are not short of the targets but far beyond: that is another matter."""
 WORSE_THAN_MEAN: Final = 1.5
 """Squared error over the targets' variance."""
 LEAST_SHARED: Final = 0.25
@@ -315,6 +317,9 @@ def _apart(case: Case, targets: Targets) -> Finding | None:
         and validated is not None
         and lift - max(validated, 0.0) >= BY_HEART
         and validated < 0.05
+        # Of rare classes nothing may be recognised at first, with labels in order as well.
+        and case.baseline is not None
+        and case.baseline.majority <= MOSTLY / max(case.baseline.classes, 2)
     )
     guesses = case.guessing and (reached(case) or 0.0) < 0.05
     useless = validated is not None and validated < 0.05  # whatever was learned of the training data
@@ -397,7 +402,11 @@ def _out_of_reach(case: Case, targets: Targets, output: Output) -> Finding | Non
         or squared is None
     ):
         return None
-    if not (case.seasoned and squared > NOT_THERE * size**2 and squared > WORSE_THAN_MEAN * targets.std**2):
+    if not (
+        case.seasoned
+        and NOT_THERE <= squared / size**2 <= EXPLODED
+        and squared > WORSE_THAN_MEAN * targets.std**2
+    ):
         return None
     return _finding(
         case,

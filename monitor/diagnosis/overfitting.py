@@ -41,8 +41,10 @@ NOISES: Final = 2.0
 GAP: Final = 0.1
 """Accuracy that training has and validation has not: 2 standard errors of 100 validation examples. UMLAUT's and
 AutoTrainer's threshold on (validation − training) / training is the same number."""
-WIDE_GAP: Final = 0.15
-"""Enough by itself where validation no longer improves."""
+WIDE_GAP: Final = 0.2
+"""Enough where the rise of the validation loss is not beyond its noise."""
+GAP_OF_SOLVED: Final = 0.15
+"""Enough where there is nothing left to learn of the training data."""
 COSTLY_RISE: Final = 0.5
 """Of the best validation loss; of numbers, where no accuracy tells what it costs, less."""
 COSTLY_RISE_OF_NUMBERS: Final = 0.2
@@ -84,7 +86,8 @@ def check(case: Case) -> list[Finding]:
     accuracies = _accuracies(case)
     gap = accuracies[0] - accuracies[1] if accuracies else math.nan
     turned = turn.rising and turn.learning and turn.now > turn.training_now
-    left_behind = gap >= WIDE_GAP and turn.best < len(both.steps) - 3 and turn.learning
+    clear = (gap >= WIDE_GAP and turn.rise > SHARE) or (gap >= GAP_OF_SOLVED and case.solved)
+    left_behind = clear and turn.best < len(both.steps) - 3 and turn.learning
     if not (turned or left_behind):
         return []
     costly = _costs(case, turn, gap) or left_behind

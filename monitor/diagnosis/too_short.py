@@ -1,9 +1,9 @@
 """Sees that a training ended, or is about to end, while it was still clearly improving.
 
-Sees: the last tenth of the planned steps has begun (or the run is over); the loss still falls beyond its noise, and
-from the third to the last quarter of the steps by an eighth or more of all that it fell since the first quarter (a
-fall that dies away exponentially does so until it has come 95 % of its way); validation, where there is any, is at
-its best; and there is something left to learn: less was learned than nearest neighbours reach on the same data, or
+Sees: the last tenth of the planned steps has begun (or the run is over); the loss still falls beyond its noise (of a
+run of ten epochs or fewer, too short to see that in its newest half: since its first quarter), and from the third to
+the last quarter of the steps by an eighth or more of all that it fell since the first quarter (a fall that dies away
+exponentially does so until it has come 95 % of its way); validation, where there is any, is at its best; and there is something left to learn: less was learned than nearest neighbours reach on the same data, or
 than half of the way from guessing to perfect.
 
 Hurts because the time spent so far buys a model that a little more would make much better. Train for more epochs,
@@ -24,11 +24,13 @@ from typing import Final
 import numpy as np
 
 from client_callback.wire.protocol import Float64, SignalProbe
+from client_callback.wire.trends import trends
 from monitor.diagnosis.case import FEWEST_STEPS, Case
 from monitor.diagnosis.epochs import come, reached, sides
 from monitor.diagnosis.examples import Sampled, dense, falling, flat, noisy, session_of, trained_on
 from monitor.diagnosis.finding import Evidence, Finding, Remedy, Rule
 from monitor.diagnosis.learning_rate_low import crawling
+from monitor.diagnosis.progress import BLOCKS, Z_SURE
 from monitor.session import Session
 from monitor.trends import block_means
 
@@ -71,7 +73,8 @@ def lacks(case: Case) -> str:
 def check(case: Case) -> list[Finding]:
     """One finding, or none."""
     progress = case.progress
-    if progress.trend != "falling" or _past_best(case):
+    clearly = progress.trend == "falling"
+    if not (clearly or _falls_on_the_whole(case)) or _past_best(case):
         return []
     quarters = _quarters(case)
     lately = float(quarters[2] - quarters[3])
@@ -101,7 +104,13 @@ def check(case: Case) -> list[Finding]:
             rule="too-short",
             title="Ends too early: it is still improving",
             severity="warning" if sure else "note",
-            confidence=0.4 if tiny or not sure else 0.75 if 0 < epochs <= FEW_EPOCHS else 0.65,
+            confidence=0.4
+            if tiny or not sure
+            else 0.55
+            if not clearly
+            else 0.75
+            if 0 < epochs <= FEW_EPOCHS
+            else 0.65,
             start=max(0, min(case.step - 1, case.step - progress.steps // 2)),
             stop=case.step,
             evidence=tuple(evidence),
@@ -110,6 +119,19 @@ def check(case: Case) -> list[Finding]:
             remedies=_remedies(epochs, tiny=tiny),
         )
     ]
+
+
+def _falls_on_the_whole(case: Case) -> bool:
+    """Whether a run of few epochs falls beyond noise since its first quarter: its newest half is too short to tell."""
+    column, start = case.per_step("loss"), case.progress.start
+    epochs = len(case.session.epoch_ends)
+    if column is None or case.progress.trend != "unclear" or not 0 < epochs <= FEW_EPOCHS:
+        return False
+    first = start + (len(column) - start) // 4
+    block = max(1, (len(column) - first) // BLOCKS)
+    means = block_means(column, first, block, (len(column) - first) // block)
+    means = means[np.isfinite(means)]
+    return len(means) >= FEWEST_STEPS // 2 and float(trends(means[None], Z_SURE).z[0]) <= -Z_SURE
 
 
 def _quarters(case: Case) -> Float64:
@@ -219,4 +241,4 @@ AILING = {
     ),
 }
 
-RULE = Rule("too-short", check, lacks, frozenset(), HEALTHY, AILING)
+RULE = Rule("too-short", check, lacks, frozenset({"plateau"}), HEALTHY, AILING)

@@ -35,7 +35,7 @@ def trouble(case: Case) -> str:
         return f"after {case.step:,} steps its loss is {level:.4g}, that of guessing {guess:.4g}"
     if case.stuck:
         return f"the loss stays at {case.progress.level:.4g} since step {case.progress.start:,}{_beside(case, lift)}"
-    if case.seasoned and lift is not None and case.attainable is not None:
+    if case.seasoned and _late(case) and lift is not None and case.attainable is not None:
         behind = case.attainable - lift
         if behind >= SHORTFALL:
             return f"it is {behind:.2f} of the way behind nearest neighbours{_beside(case, lift)}"
@@ -58,8 +58,12 @@ def thrives(case: Case) -> bool:
 
 
 def _guesses_for_long(case: Case) -> bool:
-    late = case.progress.trend != "falling" or case.epochs_since_change >= LATE_EPOCHS
-    return case.guessing and case.seasoned and late
+    return case.guessing and case.seasoned and _late(case)
+
+
+def _late(case: Case) -> bool:
+    """Whether to judge by what was reached: a loss that falls may yet get there."""
+    return case.progress.trend != "falling" or case.epochs_since_change >= LATE_EPOCHS
 
 
 def _beside(case: Case, lift: float | None) -> str:

@@ -225,4 +225,6 @@ AILING = {
     "wide, flat, and far from what neighbours reach": lambda: _run((dense("hidden", 64),), 0.5),
 }
 
-RULE = Rule("underfitting", check, lacks, frozenset({"plateau", "too-short"}), HEALTHY, AILING)
+RULE = Rule(
+    "underfitting", check, lacks, frozenset({"plateau", "too-short", "input-ignored"}), HEALTHY, AILING
+)
