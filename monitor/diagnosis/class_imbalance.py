@@ -37,7 +37,7 @@ MISSED: Final = 0.3
 """Recall of the rare classes below which they are missed: SageMaker Debugger's. Above, where classes overlap, it is a
 matter of the threshold."""
 SURELY_KNOWN: Final = 0.5
-"""Share of the rare examples that is right for certain, by the errors made lately: older batches do not count then."""
+"""Share of the rare examples that is right by the errors made lately: then older batches do not count."""
 BESIDE: Final = 0.35
 """By which the frequent class must be recognised better."""
 ENOUGH_RARE: Final = 40

@@ -3,8 +3,9 @@
 Sees: the last tenth of the planned steps has begun (or the run is over); the loss still falls beyond its noise (of a
 run of ten epochs or fewer, too short to see that in its newest half: since its first quarter), and from the third to
 the last quarter of the steps by an eighth or more of all that it fell since the first quarter (a fall that dies away
-exponentially does so until it has come 95 % of its way); validation, where there is any, is at its best; and there is something left to learn: less was learned than nearest neighbours reach on the same data, or
-than half of the way from guessing to perfect.
+exponentially does so until it has come 95 % of its way); validation, where there is any, is at its best; and there is
+something left to learn: less was learned than nearest neighbours reach on the same data, or than half of the way from
+guessing to perfect.
 
 Hurts because the time spent so far buys a model that a little more would make much better. Train for more epochs,
 with early stopping in place of a fixed number. Source: Prechelt (1998) for stopping by validation instead of by the
@@ -122,7 +123,7 @@ def check(case: Case) -> list[Finding]:
 
 
 def _falls_on_the_whole(case: Case) -> bool:
-    """Whether a run of few epochs falls beyond noise since its first quarter: its newest half is too short to tell."""
+    """Whether a run of few epochs falls beyond noise since its first quarter; its newest half cannot tell."""
     column, start = case.per_step("loss"), case.progress.start
     epochs = len(case.session.epoch_ends)
     if column is None or case.progress.trend != "unclear" or not 0 < epochs <= FEW_EPOCHS:
