@@ -153,6 +153,12 @@ def dense_model(**layer: object) -> keras.Model:
     )
 
 
+def build_optimizer(model: keras.Model) -> None:
+    """Makes its slots before the fit, as Keras does on JAX: on TensorFlow a step that makes them is traced twice."""
+    if model.built and not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
+
+
 def steered(
     optimizer: keras.optimizers.Optimizer,
     script: Mapping[int, Sequence[str]],
@@ -162,11 +168,17 @@ def steered(
     callbacks: Sequence[keras.callbacks.Callback] = (),
     control: bool = True,
     read_rates: bool = False,
+    unbuilt: bool = False,
     **compiled: object,
 ) -> tuple[keras.Model, SteeredFit]:
-    """Fits a model while the script's commands are carried out."""
+    """Fits a model while the script's commands are carried out.
+
+    `unbuilt`: its first step makes the optimizer's slots.
+    """
     model = model or dense_model()
     model.compile(optimizer, "mse", **compiled)
+    if not unbuilt:
+        build_optimizer(model)
     fit = SteeredFit(script, control=control, read_rates=read_rates)
     fit.callbacks = [*callbacks, fit]
     model.fit(X, Y, batch_size=BATCH, epochs=epochs, shuffle=False, verbose=0, callbacks=[*callbacks, fit])

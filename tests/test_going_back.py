@@ -18,7 +18,7 @@ from client_callback.steering.snapshots import MOST_PERIODIC, Snapshots
 from client_callback.steering.state import State, capture, variables_of
 from client_callback.steering.training import Refused
 from client_callback.wire.protocol import Problem, SnapshotsChanged
-from tests.steered_fit import BATCH, STEPS, SteeredFit, X, Y
+from tests.steered_fit import BATCH, STEPS, SteeredFit, X, Y, build_optimizer
 
 pytestmark = pytest.mark.every_backend
 
@@ -51,6 +51,7 @@ def trained(kind: str, script: dict[int, list[str]], epochs: int) -> tuple[list[
     """Every variable at the end."""
     model, fit = random_model(), SteeredFit(script)
     model.compile(optimizer(kind), "mse", metrics=["mae"])
+    build_optimizer(model)
     model.fit(X, Y, batch_size=BATCH, epochs=epochs, shuffle=False, verbose=0, callbacks=[fit])
     assert {reply.status for reply in fit.replies} <= {"applied"}, fit.replies
     found = [current_backend().host(variable) for variable in variables_of(model)]
@@ -106,6 +107,7 @@ def test_undo_of_the_settings_leaves_the_weights_as_they_are():
 def test_what_cannot_be_gone_back_to_is_refused_with_what_can():
     model, fit = random_model(), SteeredFit({3: ["undo", "redo", "rollback nowhere", "lr x2", "rollback 2"]})
     model.compile(Adam(0.01), "mse")
+    build_optimizer(model)
     model.fit(X, Y, batch_size=BATCH, shuffle=False, verbose=0, callbacks=[fit])
     nothing, none_again, nowhere, _, before = fit.replies
     assert nothing.status == "refused" and "possible: last, start" in nothing.reason
@@ -119,6 +121,7 @@ def test_a_step_that_has_not_come_yet_cannot_be_gone_back_to():
     told = ["lr 1e-3 from 5 at step 6", "timers", "cancel all"]
     model, fit = random_model(), SteeredFit({3: [*wrong, *told]})
     model.compile(Adam(0.01), "mse")
+    build_optimizer(model)
     model.fit(X, Y, batch_size=BATCH, shuffle=False, verbose=0, callbacks=[fit])
     for reply in fit.replies[:3]:
         assert reply.status == "refused", reply
@@ -129,6 +132,7 @@ def test_a_step_that_has_not_come_yet_cannot_be_gone_back_to():
 def test_what_is_foretold_of_going_back_is_said_once_and_in_words_of_commands():
     model, fit = random_model(), SteeredFit({3: ["optimizer sgd learning_rate=1e-3 from start --dry-run"]})
     model.compile(Adam(0.01), "mse")
+    build_optimizer(model)
     model.fit(X, Y, batch_size=BATCH, shuffle=False, verbose=0, callbacks=[fit])
     plan = fit.replies[0].plan
     assert len([line for line in plan if line.topic == "recompiles"]) == 1
@@ -188,6 +192,7 @@ def test_without_memory_settings_are_still_taken_back():
     model, fit = random_model(), SteeredFit({2: ["lr x3"], 3: ["undo"], 4: ["undo settings", "snapshot"]})
     fit.steering.history.snapshots.memory_bytes = 0
     model.compile(Adam(0.01), "mse")
+    build_optimizer(model)
     model.fit(X, Y, batch_size=BATCH, shuffle=False, verbose=0, callbacks=[fit])
     changed, undone, settings, kept = fit.replies
     assert changed.status == "applied" and undone.status == "refused" and "undo settings" in undone.reason
@@ -198,6 +203,7 @@ def test_without_memory_settings_are_still_taken_back():
 def test_a_state_holds_every_variable_and_the_hosts_random_numbers():
     model = random_model()
     model.compile(Adam(0.01), "mse")
+    build_optimizer(model)
     model.fit(X, Y, batch_size=BATCH, shuffle=False, verbose=0)
     state = capture(model, 8)
     assert len(state.values) == len(list(variables_of(model)))
@@ -221,6 +227,7 @@ def test_redo_comes_after_undo_alone():
         SteeredFit({2: ["lr x3", "undo", "lr x1", "redo"], 4: ["undo settings", "redo"]}),
     )
     model.compile(Adam(0.01), "mse")
+    build_optimizer(model)
     model.fit(X, Y, batch_size=BATCH, shuffle=False, verbose=0, callbacks=[fit])
     statuses = [reply.status for reply in fit.replies]
     assert statuses == ["applied", "applied", "ineffective", "applied", "applied", "refused"]
@@ -230,6 +237,7 @@ def test_redo_comes_after_undo_alone():
 def test_how_far_a_step_moved_the_weights_is_measured_wherever_the_state_before_is_kept(memory):
     model, fit = random_model(), SteeredFit({3: ["lr x3"]}, snapshot_memory=memory)
     model.compile(Adam(0.01), "mse")
+    build_optimizer(model)
     model.fit(X, Y, batch_size=BATCH, shuffle=False, verbose=0, callbacks=[fit])
     (reply,) = fit.verified
     assert reply.status == "applied" and 1e-3 < reply.update_after.value < 0.5
@@ -238,6 +246,7 @@ def test_how_far_a_step_moved_the_weights_is_measured_wherever_the_state_before_
 def test_a_state_beyond_memory_and_disk_is_not_even_read_and_it_is_said():
     model, fit = random_model(), SteeredFit({3: ["lr x3"], 4: ["undo", "undo settings"]}, snapshot_memory=20)
     model.compile(Adam(0.01), "mse")
+    build_optimizer(model)
     model.fit(X, Y, batch_size=BATCH, shuffle=False, verbose=0, callbacks=[fit])
     assert [reply.status for reply in fit.replies] == ["applied", "refused", "applied"]
     (problem,) = [event.what for event in fit.events if isinstance(event, Problem)]
@@ -247,6 +256,7 @@ def test_a_state_beyond_memory_and_disk_is_not_even_read_and_it_is_said():
 def test_what_waits_for_a_step_is_answered_when_the_training_dies():
     model, fit = random_model(), SteeredFit({3: ["lr x3"]})
     model.compile(Adam(0.01), "mse")
+    build_optimizer(model)
 
     class Dies(keras.callbacks.Callback):
         def on_train_batch_begin(self, batch: int, logs: object = None) -> None:

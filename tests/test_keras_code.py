@@ -24,7 +24,16 @@ from monitor.keras_code.changes import Change
 from monitor.keras_code.helpers import Surroundings, helpers_of
 from monitor.keras_code.module import module
 from monitor.keras_code.schedules import SOURCES
-from tests.steered_fit import BACKEND, BATCH, X, Y, assert_equal_weights, assert_same_weights, dense_model
+from tests.steered_fit import (
+    BACKEND,
+    BATCH,
+    X,
+    Y,
+    assert_equal_weights,
+    assert_same_weights,
+    build_optimizer,
+    dense_model,
+)
 from tests.test_replay_commands import Sends, replies_in
 from tests.toy_runs import description, started
 
@@ -48,10 +57,13 @@ class Rates(keras.callbacks.Callback):
 LABELS = np.arange(len(X)) % 3
 
 
-def fitted(optimizer, *callbacks, make=dense_model, loss="mse", targets=Y):
+def fitted(optimizer, *callbacks, make=dense_model, loss="mse", targets=Y, unbuilt=False):
+    """`unbuilt`: its first step makes the optimizer's slots."""
     keras.utils.clear_session()  # the same names each time
     model = make()
     model.compile(optimizer, loss)
+    if not unbuilt:
+        build_optimizer(model)
     keras.utils.set_random_seed(5)
     model.fit(
         X, targets, batch_size=BATCH, epochs=EPOCHS, shuffle=False, verbose=0, callbacks=list(callbacks)
@@ -171,7 +183,7 @@ def test_the_code_repeats_what_was_done_at_the_same_steps(name, tmp_path, capsys
     assert capsys.readouterr().err == ""
     assert "client_callback" not in code and "monitor" not in code
     after = Rates()
-    repeated = fitted(optimizer(), interventions(code), after)
+    repeated = fitted(optimizer(), interventions(code), after, unbuilt=True)
     exactly = "ramps" not in name  # XLA and graphs round the line differently
     assert after.rates == (before.rates if exactly else pytest.approx(before.rates, rel=1e-6))
     (assert_equal_weights if exactly else assert_same_weights)(repeated, steered)

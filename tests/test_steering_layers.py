@@ -25,6 +25,7 @@ from tests.steered_fit import (
     X,
     Y,
     assert_equal_weights,
+    build_optimizer,
     dense_model,
     gradients,
     not_compiled,
@@ -333,6 +334,7 @@ def test_a_layer_begins_anew_with_its_moments_and_statistics():
             return reply
 
     made.compile(Adam(0.01), "mse")
+    build_optimizer(made)
     fit = Looking({5: ["reinit first norm"]})
     fit.callbacks = [weights, fit]
     made.fit(X, Y, batch_size=BATCH, epochs=1, verbose=0, shuffle=False, callbacks=[weights, fit])
@@ -425,6 +427,7 @@ def kill(made: keras.Model) -> None:
 def test_dead_units_begin_anew_and_the_model_computes_what_it_did(tmp_path: Path):
     made = image_model()
     made.compile(Adam(0.001), "mse")
+    build_optimizer(made)
     weights = Weights()
     watching = MonitorCallback("dead", directory=tmp_path, statistics_every=0)
     commands = ["reinit dead-units --dry-run", "reinit dead-units"]
@@ -507,9 +510,13 @@ def test_nothing_is_left_of_an_undone_training_in_what_the_optimizer_came_to_kee
     make, command = BEGUN_ANEW[name]
     first = 0 if name == "before the first step" else STEPS
     again = {first: [command], first + STEPS: ["undo", command]}
-    made, fit = steered(make(), again, model=frozen_from_the_start(), epochs=3 if first else 2)
+    made, fit = steered(
+        make(), again, model=frozen_from_the_start(), epochs=3 if first else 2, unbuilt=not first
+    )
     assert {reply.status for reply in fit.replies} == {"applied"}, fit.replies
-    twin, _ = steered(make(), {first: [command]}, model=frozen_from_the_start(), epochs=2 if first else 1)
+    twin, _ = steered(
+        make(), {first: [command]}, model=frozen_from_the_start(), epochs=2 if first else 1, unbuilt=not first
+    )
     assert_equal_weights(made, twin)
 
 
@@ -527,6 +534,7 @@ def test_what_was_frozen_for_some_steps_is_trained_again_by_the_optimizer_of_the
 def test_recording_goes_on_for_the_weights_that_are_trained(tmp_path: Path):
     made = dense_model()
     made.compile(Adam(0.01), "mse")
+    build_optimizer(made)
     first, last = (layer.name for layer in made.layers)
     watching = MonitorCallback("frozen", directory=tmp_path, statistics_every=2)
     at = At(watching, {3: [f"freeze {first}"]})

@@ -15,7 +15,7 @@ from keras.optimizers.schedules import CosineDecay
 
 from client_callback.steering.state import State, capture
 from client_callback.wire.protocol import Reply
-from tests.steered_fit import BACKEND, BATCH, STEPS, SteeredFit, X
+from tests.steered_fit import BACKEND, BATCH, STEPS, SteeredFit, X, build_optimizer
 
 pytestmark = [pytest.mark.every_backend, pytest.mark.timeout(300)]
 
@@ -123,6 +123,7 @@ def model(kind: str) -> keras.Model:
     }
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     made.compile(optimizers[kind](), loss, metrics=["accuracy"])
+    build_optimizer(made)
     return made
 
 

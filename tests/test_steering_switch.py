@@ -224,7 +224,9 @@ def test_mixed_precision_keeps_its_loss_scaling_its_scale_and_its_counter(tmp_pa
 
 @pytest.mark.usefixtures("mixed_float16")
 def test_a_switch_before_the_very_first_step_works_although_nothing_is_built_yet(tmp_path):
-    model, fit = steered(SGD(0.01, gradient_accumulation_steps=2), {0: ["optimizer adam"]}, epochs=1)
+    model, fit = steered(
+        SGD(0.01, gradient_accumulation_steps=2), {0: ["optimizer adam"]}, epochs=1, unbuilt=True
+    )
     assert fit.replies[0].status == "applied", fit.replies
     from_the_start, _ = steered(Adam(gradient_accumulation_steps=2), {}, epochs=1)
     assert_equal_weights(model, from_the_start)

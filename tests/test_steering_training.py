@@ -25,7 +25,7 @@ from client_callback.wire.protocol import (
     TimersChanged,
 )
 from tests.recorded import of_kind
-from tests.steered_fit import BACKEND, BATCH, STEPS, SteeredFit, X, Y, dense_model, steered
+from tests.steered_fit import BACKEND, BATCH, STEPS, SteeredFit, X, Y, build_optimizer, dense_model, steered
 
 pytestmark = pytest.mark.every_backend
 
@@ -81,6 +81,7 @@ def random_model() -> keras.Model:
         ]
     )
     model.compile(Adam(0.01), "mse", metrics=["mae"])
+    build_optimizer(model)
     return model
 
 

@@ -29,7 +29,7 @@ from client_callback.wire.commands import CommandError
 from client_callback.wire.protocol import Command, Problem, Reply, StateChanged, TrialEnded
 from client_callback.wire.range_test import read_range_test
 from tests.recorded import of_kind, series
-from tests.steered_fit import BACKEND, not_compiled
+from tests.steered_fit import BACKEND, build_optimizer, not_compiled
 
 pytestmark = pytest.mark.every_backend
 
@@ -161,6 +161,8 @@ class Way:
     feed: Callable[[], dict[str, Any]] = arrays
     compiled: dict[str, Any] = field(default_factory=dict)
     every: int = 0
+    unbuilt: bool = False
+    """Its first step makes the optimizer's slots."""
     backends: tuple[str, ...] = ("tensorflow", "jax", "torch")
 
 
@@ -190,6 +192,8 @@ def trained(way: Way, script: Mapping[int, Sequence[str]] | None, *, epochs: int
     made = way.model()
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     made.compile(way.optimizer(), loss, metrics=["accuracy"], **way.compiled)
+    if not way.unbuilt:
+        build_optimizer(made)
     callbacks: list[keras.callbacks.Callback] = []
     watching = MonitorCallback("trials", statistics_every=way.every)
     if script is not None:
@@ -210,7 +214,7 @@ def losses(result: Any) -> np.ndarray:
 WAYS = {
     # Before the first trace, in the middle, again while batches wait and it is paused.
     "arrays, shuffled": (
-        Way(model=model, every=4),
+        Way(model=model, every=4, unbuilt=True),
         {0: [AGAIN], 5: [TRIAL], 8: ["pause", AGAIN, "resume"]},
     ),
     "an endless generator, a train step of one's own": (
