@@ -29,8 +29,8 @@ ALWAYS = {
 _UNCOUNTED = {"class-weight balanced": ("refused", "statistics|labels")}
 _AMBIGUOUS = ("refused", "several outputs")
 ELSE: dict[str, dict[str, tuple[str, str]]] = {
-    **{name: _UNCOUNTED for name in CELLS if name != "plain" or BACKEND == "jax"},
-    "two outputs": {
+    **{name: _UNCOUNTED for name, cell in CELLS.items() if not cell.statistics_every},
+    "accumulation, two outputs": {
         "class-weight 0=1 1=2.5": _AMBIGUOUS,
         "class-weight balanced": _AMBIGUOUS,
         "class-weight none": _AMBIGUOUS,
