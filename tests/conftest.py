@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import shutil
 import signal
@@ -31,6 +32,12 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
     if os.environ["KERAS_BACKEND"] == "tensorflow" or not collection_path.is_file():
         return None
     return True if "every_backend" not in collection_path.read_text() else None
+
+
+def pytest_collection_finish() -> None:
+    """What the imports made stays to the end: no collection need go through it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
