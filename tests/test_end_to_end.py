@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import keras
@@ -59,10 +60,10 @@ def steps_recorded(path: str) -> int:
     return sum(event.count for event in of_kind(Path(path), protocol.Steps))
 
 
-@pytest.mark.parametrize("options", [("--schedule",), ("--steps-per-execution", "7")], ids=str)
-def test_what_a_script_changes_takes_effect_at_the_very_step_the_answer_names(home, tmp_path, options):
+def test_what_a_script_changes_takes_effect_at_the_very_step_the_answer_names(home, tmp_path):
+    """On a schedule, and between executions of several steps."""
     saved = tmp_path / "model.keras"
-    with live_fit(home, "--save", str(saved), *options) as (process, run):
+    with live_fit(home, "--save", str(saved), "--schedule", "--steps-per-execution", "7") as (process, run):
         wait_until(lambda: steps_recorded(run.recording) > 20)
         rate = send("live", "lr", "5e-4")
         assert rate["status"] == "applied"
@@ -140,21 +141,39 @@ def recorded_session(path: str) -> Session:
     return session
 
 
-def test_a_monitor_that_joins_late_and_one_that_was_there_all_along_end_with_the_journals_session(home):
-    with live_fit(home, "--epochs", "25") as (process, run):
-        early = LiveSource(run, who="early@test")
-        session = collect(early, lambda s: s.step > 100, Session())
-        late = LiveSource(run, who="late@test")
-        sessions = [
-            collect(source, lambda s: s.state == "finished", one)
-            for source, one in ((early, session), (late, Session()))
-        ]
-        process.wait(timeout=60)
-        early.close()
-        late.close()
-    expected = recorded_session(run.recording)
-    assert sessions[0] == expected
-    assert sessions[1] == expected
+@dataclass(frozen=True)
+class Watched:
+    """A training that two monitors watched to its end."""
+
+    recording: str
+    early: Session
+    """Of the one that was there all along."""
+    late: Session
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory) -> Watched:
+    folder = tmp_path_factory.mktemp("watched")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UNSTUCK_HOME", str(folder))
+        with live_fit(folder, "--epochs", "25") as (process, run):
+            early = LiveSource(run, who="early@test")
+            session = collect(early, lambda s: s.step > 100, Session())
+            late = LiveSource(run, who="late@test")
+            sessions = [
+                collect(source, lambda s: s.state == "finished", one)
+                for source, one in ((early, session), (late, Session()))
+            ]
+            process.wait(timeout=60)
+            early.close()
+            late.close()
+    return Watched(run.recording, *sessions)
+
+
+def test_a_monitor_that_joins_late_and_one_that_was_there_all_along_end_with_the_journals_session(watched):
+    expected = recorded_session(watched.recording)
+    assert watched.early == expected
+    assert watched.late == expected
 
 
 def test_a_monitor_that_was_stopped_while_training_went_on_ends_with_the_journals_session(home, tmp_path):
@@ -186,14 +205,10 @@ def test_a_monitor_that_was_stopped_while_training_went_on_ends_with_the_journal
     assert seen["missing"] == []
 
 
-def test_a_replayed_recording_becomes_the_same_session_as_the_live_one(home):
-    with live_fit(home, "--epochs", "20") as (_, run):
-        source = LiveSource(run, who="test")
-        live = collect(source, lambda s: s.state == "finished", Session())
-        source.close()
-    replay = RecordedSource(Path(run.recording))
-    replay.seek(live.step)
+def test_a_replayed_recording_becomes_the_same_session_as_the_live_one(watched):
+    replay = RecordedSource(Path(watched.recording))
+    replay.seek(watched.early.step)
     replayed = Session()
     collect(replay, lambda s: s.state == "finished", replayed)
     replay.close()
-    assert replayed == live
+    assert replayed == watched.early

@@ -145,7 +145,7 @@ def test_every_optimizer_of_a_multi_optimizer_is_steered():
 
 @pytest.mark.parametrize("how", [{}, *([{"jit_compile": True}] if BACKEND == "tensorflow" else [])], ids=str)
 def test_an_untouched_run_under_a_schedule_is_bit_identical_to_one_without_steering(how):
-    model, _ = steered(Adam(cosine()), {}, **how)
+    model, _ = steered(Adam(cosine()), {}, unbuilt=True, **how)
     plain = dense_model()
     plain.compile(Adam(cosine()), "mse", **how)
     plain.fit(X, Y, batch_size=8, epochs=2, shuffle=False, verbose=0)
@@ -171,7 +171,7 @@ def test_while_it_runs_the_control_is_in_no_configuration_and_no_file(tmp_path):
             self.model.save(tmp_path / f"{epoch}.keras")
 
     keeper, plain = Keeper(), Keeper()
-    steered(Adam(cosine(), name="adam"), {CHANGED: ["lr 0.02"]}, callbacks=[keeper])
+    steered(Adam(cosine(), name="adam"), {CHANGED: ["lr 0.02"]}, callbacks=[keeper], unbuilt=True)
     reloaded = keras.models.load_model(tmp_path / "1.keras")
     reference = dense_model()
     reference.compile(Adam(cosine(), name="adam"), "mse")
