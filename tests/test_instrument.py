@@ -18,11 +18,13 @@ from client_callback.instrument import statistics
 from client_callback.wire import protocol
 from tests import models
 from tests.recorded import all_series, events, layout, of_kind, samples, series
+from tests.steered_fit import build_optimizer
 
 
 def watched_fit(model: keras.Model, x, y, *, every: int = 10, callbacks=(), **options) -> MonitorCallback:
     callback = MonitorCallback("test", statistics_every=every)
     options = {"batch_size": models.BATCH, "verbose": 0, "shuffle": False, **options}
+    build_optimizer(model)
     model.fit(x, y, callbacks=[callback, *callbacks], **options)
     return callback
 
