@@ -108,8 +108,8 @@ def _far_from_done(case: Case) -> bool:
 
 
 def _losses(case: Case) -> Float64:
-    found = motion.blocks(case, "loss")
-    means = found[0] if found is not None else np.empty(0)
+    found = case.blocks("loss")
+    means = found.means if found is not None else np.empty(0)
     return np.asarray(means[np.isfinite(means)])
 
 

@@ -108,6 +108,22 @@ class Table(NamedTuple):
         return medians(self.column(name)[:rows])
 
 
+class Blocks(NamedTuple):
+    """A series in 64 to 127 equal parts; what is left over at its end is left out."""
+
+    means: Float64
+    """Of each part; NaN where none of its values is finite."""
+    begin: int
+    """The first step."""
+    length: int
+    """Steps in each."""
+
+    @property
+    def steps(self) -> int:
+        """In all."""
+        return len(self.means) * self.length
+
+
 class Memory:
     """What follows from a run's description alone, kept from one look at a session to the next."""
 
@@ -216,6 +232,24 @@ class Case:
             return None
         return column
 
+    def blocks(self, name: str) -> Blocks | None:
+        """Means over equal parts of a series since the last change by a command. `None`: there is no step of it."""
+        key = (Blocks, name)
+        if key not in self.derived:
+            self.derived[key] = self._blocks(name)
+        found: Blocks | None = self.derived[key]
+        return found
+
+    def _blocks(self, name: str) -> Blocks | None:
+        column, begin = self.per_step(name), self.changed_at
+        if column is None or len(column) <= begin:
+            return None
+        length = max(1, (len(column) - begin) // BLOCKS)
+        count = (len(column) - begin) // length
+        if length == 1:
+            return Blocks(column.values[begin:].astype(np.float64), begin, 1)
+        return Blocks(block_means(column, begin, length, count), begin, length)
+
     @cached_property
     def changed_at(self) -> int:
         """The step before which a command changed the training last; 0: none did."""
@@ -251,17 +285,9 @@ class Case:
         """Since the last change by a command."""
         column = self.per_step("loss")
         start = self.changed_at
-        if column is not None and len(column) - start >= FEWEST_STEPS:
-            count = len(column) - start
-            block = max(1, count // BLOCKS)
-            blocks = count // block
-            begin = len(column) - blocks * block
-            means = (
-                column.values[begin:].astype(np.float64)
-                if block == 1
-                else block_means(column, begin, block, blocks)
-            )
-            return judge(means, begin, blocks * block, block, by_epoch=False)
+        found = self.blocks("loss")
+        if found is not None and found.steps >= FEWEST_STEPS:
+            return judge(found.means, found.begin, found.steps, found.length, by_epoch=False)
         points = self.session.epoch_logs.get("loss")
         if column is None and points is not None:
             after = points.steps >= start

@@ -57,16 +57,19 @@ def check(case: Case) -> list[Finding]:
         return []
     column, begin = case.session.series["grad_norm"], case.changed_at
     first = float(column.values[begin])
-    _, highs = column.envelope(begin, len(column), motion.BLOCKS)
-    if not math.isfinite(first) or not np.isfinite(highs).any():
-        return []
-    place = int(np.nanargmax(highs))
-    highest, around = float(highs[place]), begin + place * (len(column) - begin) // motion.BLOCKS
     lost = case.non_finite_from is not None
     moved = motion.motion(case)
     overthrown = moved is not None and moved.first >= OVERTHROWN
-    grew = highest >= GROWTH * max(first, 1e-12) and (lost or _far_off(case) or _stays_high(case, first))
     huge = first >= HUGE and (overthrown or lost)
+    harmful = lost or _far_off(case) or _stays_high(case, first)
+    if not (math.isfinite(first) and (huge or harmful)):
+        return []
+    _, highs = column.envelope(begin, len(column), motion.BLOCKS)
+    if not np.isfinite(highs).any():
+        return []
+    place = int(np.nanargmax(highs))
+    highest, around = float(highs[place]), begin + place * (len(column) - begin) // motion.BLOCKS
+    grew = harmful and highest >= GROWTH * max(first, 1e-12)
     if not (grew or huge):
         return []
     return [_finding(case, first, highest, around, huge=huge)]
@@ -80,8 +83,8 @@ def _far_off(case: Case) -> bool:
 
 def _stays_high(case: Case, first: float) -> bool:
     """Whether the newest norms are still many times the first."""
-    found = motion.blocks(case, "grad_norm")
-    newest = found[0][-8:] if found is not None else np.empty(0)
+    found = case.blocks("grad_norm")
+    newest = found.means[-8:] if found is not None else np.empty(0)
     newest = newest[np.isfinite(newest)]
     return len(newest) > 0 and float(np.median(newest)) >= GROWTH * max(first, 1e-12)
 

@@ -212,6 +212,8 @@ def _saturated(case: Case, hidden: list[Layer]) -> _Sign | None:
     if table is None:
         return None
     names = {layer.name: layer for layer in hidden if layer.activation in FADING}
+    if not names:
+        return None
     shares, at_first = table.recent("saturated_share"), table.early("saturated_share", 1)
     worst, layer = -1, None
     for place, label in enumerate(table.labels):
@@ -427,7 +429,7 @@ _GATE = Layer(name="gate", class_name="Multiply")
 
 HEALTHY = {
     "relu layers": lambda: _network("relu", 3),
-    "five sigmoid layers in a training that goes well": lambda: _network("sigmoid", 5, lift=0.9),
+    "five sigmoid layers in a training that goes well": lambda: _network("sigmoid", 5, lift=0.95),
     "three tanh layers": lambda: _network("tanh", 3),
     "sigmoid layers with normalisation between them": lambda: _network("sigmoid", 3, between=(_NORM,)),
     "linear layers and activations of their own": lambda: _network(

@@ -209,15 +209,16 @@ def _taken_away(case: Case) -> Finding | None:
     else:
         planned = max(done, case.session.total_steps - begin)
     half = begin + planned // 2
-    _, highs = rates.envelope(begin, len(rates), motion.BLOCKS)
-    highest = float(np.nanmax(highs)) if np.isfinite(highs).any() else math.nan
+    places = np.linspace(begin, len(rates) - 1, motion.BLOCKS).astype(np.int64)  # a rate has no noise
+    seen = rates.values[places].astype(np.float64)
+    highest = float(np.nanmax(seen)) if np.isfinite(seen).any() else math.nan
     now = float(rates.values[min(half, len(rates) - 1)])
-    if not (highest > 0 and now <= TAKEN_AWAY * highest) or _warming_up(highs):
+    if not (highest > 0 and now <= TAKEN_AWAY * highest) or _warming_up(seen):
         return None
     behind = case.shortfall is not None and case.shortfall > 0.1
     if not (case.guessing or behind or (case.lift is not None and case.lift < 0.8)):
         return None
-    below = begin + int(np.argmax(highs <= TAKEN_AWAY * highest)) * done // motion.BLOCKS
+    below = int(places[np.argmax(seen <= TAKEN_AWAY * highest)])
     return Finding(
         rule="learning-rate-low",
         title="The schedule has taken the learning rate away",
@@ -247,9 +248,9 @@ def _taken_away(case: Case) -> Finding | None:
     )
 
 
-def _warming_up(highs: Float64) -> bool:
+def _warming_up(seen: Float64) -> bool:
     """Whether the rate rises in the end."""
-    return bool(highs[-1] > 2 * np.nanmin(highs))
+    return bool(seen[-1] > 2 * np.nanmin(seen))
 
 
 def _left(case: Case) -> int:

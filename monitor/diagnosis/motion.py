@@ -11,9 +11,8 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from client_callback.wire.protocol import Float64, Layer
+from client_callback.wire.protocol import Layer
 from monitor.diagnosis.case import Case, Table, medians, per_case, per_run
-from monitor.trends import block_means
 
 MOST_ROWS: Final = 48
 """Of a table that are looked at."""
@@ -224,27 +223,11 @@ def dead_layers(case: Case, share: float) -> list[Dead]:
 @per_case
 def highest_loss(case: Case) -> tuple[float, int] | None:
     """The highest the loss stood (mean of a 64th of the run), and the step at which that was. `None`: not known."""
-    found = blocks(case, "loss")
-    if found is None:
+    found = case.blocks("loss")
+    if found is None or not np.isfinite(found.means).any():
         return None
-    means, begin, block = found
-    if not np.isfinite(means).any():
-        return None
-    place = int(np.nanargmax(np.where(np.isfinite(means), means, -np.inf)))
-    return float(means[place]), begin + place * block
-
-
-@per_case
-def blocks(case: Case, name: str) -> tuple[Float64, int, int] | None:
-    """Means of up to 64 equal parts of a series since the last command, the first step, and a part's length."""
-    column, begin = case.per_step(name), case.changed_at
-    if column is None or len(column) <= begin:
-        return None
-    block = max(1, (len(column) - begin) // BLOCKS)
-    count = (len(column) - begin) // block
-    if block == 1:
-        return column.values[begin : begin + count].astype(np.float64), begin, block
-    return block_means(column, begin, block, count), begin, block
+    place = int(np.nanargmax(np.where(np.isfinite(found.means), found.means, -np.inf)))
+    return float(found.means[place]), found.begin + place * found.length
 
 
 def reference_loss(case: Case) -> float:

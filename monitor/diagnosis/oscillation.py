@@ -107,7 +107,8 @@ def _waves(case: Case) -> _Waves | None:
         return None
     means = losses[len(losses) - 32 * block :].reshape(32, block).mean(axis=1)
     level = abs(float(np.median(means)))
-    line = np.polyval(np.polyfit(np.arange(32), means, 1), np.arange(32))
+    time = np.arange(32) - 15.5
+    line = means.mean() + time * (time @ means / (time @ time))  # least squares
     spread = float(np.std(means - line))
     # Of Gaussian noise the median of |difference| is 0.6745 · √2 standard deviations.
     noise = float(np.median(np.abs(np.diff(losses)))) / (0.6745 * math.sqrt(2))

@@ -219,8 +219,8 @@ def _accuracy(session: Session, flat: _Flat) -> tuple[str, float] | None:
 
 
 def _newest(column: Column, flat: _Flat) -> npt.NDArray[np.float32]:
-    """The finite values of the last steps of a stretch, at most 4,096 of them."""
-    values = column.values[max(flat.start, flat.stop - 4_096) : flat.stop]
+    """The finite values of the last steps of a stretch, at most 1,024 of them."""
+    values = column.values[max(flat.start, flat.stop - 1_024) : flat.stop]
     return np.asarray(values[np.isfinite(values)])
 
 

@@ -31,9 +31,8 @@ from monitor.diagnosis.epochs import come, reached, sides
 from monitor.diagnosis.examples import Sampled, dense, falling, flat, noisy, session_of, trained_on
 from monitor.diagnosis.finding import Evidence, Finding, Remedy, Rule
 from monitor.diagnosis.learning_rate_low import crawling
-from monitor.diagnosis.progress import BLOCKS, Z_SURE
+from monitor.diagnosis.progress import Z_SURE
 from monitor.session import Session
-from monitor.trends import block_means
 
 NEARLY_OVER: Final = 0.9
 """Of the planned steps. Earlier, a training that improves is as it should be."""
@@ -124,23 +123,19 @@ def check(case: Case) -> list[Finding]:
 
 def _falls_on_the_whole(case: Case) -> bool:
     """Whether a run of few epochs falls beyond noise since its first quarter; its newest half cannot tell."""
-    column, start = case.per_step("loss"), case.progress.start
-    epochs = len(case.session.epoch_ends)
-    if column is None or case.progress.trend != "unclear" or not 0 < epochs <= FEW_EPOCHS:
+    found, epochs = case.blocks("loss"), len(case.session.epoch_ends)
+    if found is None or case.progress.trend != "unclear" or not 0 < epochs <= FEW_EPOCHS:
         return False
-    first = start + (len(column) - start) // 4
-    block = max(1, (len(column) - first) // BLOCKS)
-    means = block_means(column, first, block, (len(column) - first) // block)
+    means = found.means[len(found.means) // 4 :]
     means = means[np.isfinite(means)]
     return len(means) >= FEWEST_STEPS // 2 and float(trends(means[None], Z_SURE).z[0]) <= -Z_SURE
 
 
 def _quarters(case: Case) -> Float64:
     """Mean loss of each quarter since the last change, float64 `[4]`."""
-    column, start = case.per_step("loss"), case.progress.start
-    if column is not None:
-        block = (len(column) - start) // 4
-        return block_means(column, len(column) - 4 * block, block, 4)
+    found, start = case.blocks("loss"), case.progress.start
+    if found is not None:
+        return np.array([float(np.nanmean(part)) for part in np.array_split(found.means, 4)])
     points = case.session.epoch_logs["loss"]
     values = points.values[points.steps >= start]
     return np.array([float(np.nanmean(part)) for part in np.array_split(values, 4)])

@@ -143,10 +143,10 @@ def _sits_still(case: Case, found: Slow, confidence: float) -> Finding:
 
 
 def _gradient(case: Case) -> Evidence | None:
-    norms = motion.blocks(case, "grad_norm")
+    norms = case.blocks("grad_norm")
     if norms is None:
         return None
-    newest = float(norms[0][-1])
+    newest = float(norms.means[-1])
     return Evidence(f"its norm is {newest:.2g} nevertheless", case.step - 1, {"grad_norm": newest})
 
 
