@@ -11,11 +11,12 @@ from monitor.panels.text import spelled, wrapped
 from monitor.session import Session
 from monitor.view import View
 
-_LOOKS: dict[Severity, tuple[str, str]] = {
+FINDING_LOOKS: dict[Severity, tuple[str, str]] = {
     "critical": ("●", "bad"),
     "warning": ("●", "warn"),
     "note": ("·", "dim"),
 }
+"""Sign and look of each severity."""
 _INDENT = "  "
 _MOST_PROBLEMS = 20
 
@@ -58,7 +59,7 @@ class FindingsPanel(Panel):
 
 
 def _finding_rows(finding: Finding, numbers: dict[Remedy, int], width: int, view: View) -> list[Row]:
-    sign, look = _LOOKS[finding.severity]
+    sign, look = FINDING_LOOKS[finding.severity]
     title, *more = wrapped(f"{finding.title}{_since(finding)}", width - 2)
     rows: list[Row] = [
         [Segment(f"{sign} ", look), Segment(title, f"{look} strong" if look != "dim" else look)]

@@ -1,4 +1,4 @@
-"""Two lines on top: which run, how far, how fast, at which rate, and what the view does."""
+"""Two lines on top: which run, how far, how fast, at which rate, what is wrong, and what the view does."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from collections.abc import Hashable
 
 from monitor.charts import Row, Segment
+from monitor.panels.findings import FINDING_LOOKS
 from monitor.panels.learning_rate import rate_owner
 from monitor.panels.machine import overhead_style
 from monitor.panels.panel import Panel
@@ -47,6 +48,7 @@ class StatusPanel(Panel):
             session.requested_learning_rate,
             session.overhead,
             len(session.problems),
+            view.findings[:1],
             (view.mode, view.start, view.stop, view.span, view.smoothing, view.link),
         )
 
@@ -129,10 +131,20 @@ def _training_items(session: Session, view: View, width: int) -> list[Item]:
         Item(0, _rate(session, ascii_only=view.ascii_only)),
         Item(2, [Segment(optimizer.name, "text")] if optimizer else []),
         Item(3, _owners(session)),
+        Item(2, _wrong(view, width)),
         Item(5, [Segment(f"{len(session.problems)} problems", "warn")] if session.problems else []),
         Item(4, _overhead(session)),
         Item(7, [Segment(cut(view.link.note, 60), "dim")] if view.link.note else []),
     ]
+
+
+def _wrong(view: View, width: int) -> Row:
+    """The best explanation there is; the panel on findings has the rest."""
+    if not view.findings or view.findings[0].severity == "note":
+        return []
+    sign, look = FINDING_LOOKS[view.findings[0].severity]
+    sign = spelled(sign, ascii_only=view.ascii_only)
+    return [Segment(f"{sign} ", look), Segment(cut(view.findings[0].title, max(20, width // 2)), look)]
 
 
 def _rate(session: Session, *, ascii_only: bool) -> Row:
