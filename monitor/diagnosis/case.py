@@ -178,6 +178,15 @@ class Case:
         return self.session.optimizer
 
     @property
+    def learning_rate(self) -> float | None:
+        """Of the newest step; before the first, what the optimizer was given. `None`: not known."""
+        rate = self.session.learning_rate
+        if rate is None and self.optimizer is not None:
+            given = self.optimizer.settings.get("learning_rate")
+            rate = float(given) if isinstance(given, int | float) else None
+        return rate
+
+    @property
     def output(self) -> Output | None:
         """The first with a loss. `None`: not known."""
         outputs = self.session.run.outputs if self.session.run else ()

@@ -136,7 +136,7 @@ def session_of(
     )
     if data is not None:
         session.apply(data)
-    count = len(next(iter(series.values())))
+    count = len(next(iter(series.values()), ()))
     per_epoch = count // len(epochs) if epochs else count
     for epoch, logs in enumerate(epochs):
         session.apply(EpochBegan(step=epoch * per_epoch, epoch=epoch))
@@ -144,7 +144,8 @@ def session_of(
     time = count * SECONDS_PER_STEP
     columns = {name: values.astype(np.float32) for name, values in series.items()}
     times = np.arange(1, count + 1, dtype=np.float64) * SECONDS_PER_STEP
-    session.apply(steps_event(0, times, columns, time=time))
+    if count:
+        session.apply(steps_event(0, times, columns, time=time))
     for name, table in tables.items():
         session.apply(samples_event(np.array(table.steps, np.int64), {name: _matrix(table)}, time=time))
     if ended:

@@ -131,7 +131,7 @@ def _finding(case: Case, first: float, highest: float, around: int, *, huge: boo
 
 def _remedies(case: Case) -> tuple[Remedy, ...]:
     name = case.optimizer.class_name if case.optimizer else "SGD"
-    rate = case.session.learning_rate or 0.01
+    rate = case.learning_rate or 0.01
     live = (
         Remedy("Back to the start, with the gradient's norm clipped", "set global_clipnorm=1 from start"),
         Remedy("Or with a hundredth of the rate", "lr /100 from start"),

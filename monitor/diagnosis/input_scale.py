@@ -6,6 +6,8 @@ about 1; what is a hundred times larger makes outputs, gradients and steps a hun
 units or saturates the rest. Features of very different sizes stretch the loss into a ravine that gradient descent
 crawls along (LeCun et al. 1998, "Efficient BackProp", 4.3), and so does a mean far from 0.
 
+It also sees what is scaled twice: a layer that divides what is small already, a normalisation right after another.
+
 Hurts because no learning rate suits all weights then. Standardise the inputs, or divide pixels by 255. That inputs
 are large is certain; whether it hurts is not: many networks bear pixels from 0 to 255 well. So it is a note unless
 the training is in trouble, and surer where the first loss was far above that of guessing. Further sources:
@@ -97,14 +99,16 @@ class _Sizes(NamedTuple):
 
 def lacks(case: Case) -> str:
     """Inputs, and that nothing scales them inside."""
-    if _scaled_inside(case):
+    if _scaled_inside(case) and not _scaled_twice(case):
         return "a layer of the model scales the inputs"
     return "" if _sizes(case) is not None else "the inputs are not known"
 
 
 def check(case: Case) -> list[Finding]:
     """At most one finding."""
-    sizes = _sizes(case)
+    sizes, twice = _sizes(case), _scaled_twice(case)
+    if twice is not None:
+        return [_of_twice(case, *twice)]
     if sizes is None:
         return []
     found = _large(sizes) or _tiny(sizes) or _apart(sizes)
@@ -142,6 +146,54 @@ def check(case: Case) -> list[Finding]:
             remedies=_remedies(case, sizes),
         )
     ]
+
+
+def _scaled_twice(case: Case) -> tuple[str, str, str, str] | None:
+    """Inputs that were scaled before the model scales them, or a layer that normalises what is normalised.
+
+    Returns:
+        Title, what shows it, what it does, and which line to take out. `None`: there is no such thing.
+    """
+    before: Layer | None = None
+    for number, layer in enumerate(case.layers, 1):
+        normalises = layer.class_name.endswith("Normalization")
+        if normalises and before is not None:
+            return (
+                f"{before.name} and {layer.name} normalise the same",
+                f"{layer.name} ({layer.class_name}), layer {number} of {len(case.layers)}, comes right after "
+                f"{before.name} ({before.class_name})",
+                "What is normalised already gains nothing from it; the second layer only costs time.",
+                f"# leave out {layer.name}",
+            )
+        before = layer if normalises else None
+    factor = next((layer for layer in case.layers[:2] if layer.class_name == "Rescaling"), None)
+    sizes, scale = _sizes(case), factor.settings.get("scale") if factor is not None else None
+    if factor is None or sizes is None or not isinstance(scale, int | float):
+        return None
+    most = max(abs(sizes.low), abs(sizes.high))
+    if not (0 < most * abs(scale) < TINY and sizes.size < LARGE):
+        return None
+    return (
+        f"Scaled twice: {factor.name} divides what is small already",
+        f"inputs go from {sizes.low:.4g} to {sizes.high:.4g}, and {factor.name} multiplies them by {scale:.4g}",
+        "After both, hardly anything of the inputs is left beside the biases, and the first layer learns slowly.",
+        f"# leave out {factor.name}, or do not divide x before",
+    )
+
+
+def _of_twice(case: Case, title: str, text: str, meaning: str, code: str) -> Finding:
+    wrong = trouble(case) if title.startswith("Scaled") else ""
+    return Finding(
+        rule="input-scale",
+        title=title,
+        severity="warning" if wrong else "note",
+        confidence=0.8 if wrong else 0.4,
+        start=0,
+        stop=case.step,
+        evidence=(Evidence(text), *([Evidence(wrong, case.step - 1)] if wrong else [])),
+        explanation=meaning,
+        remedies=(Remedy("Scale once", code=code),),
+    )
 
 
 def _large(sizes: _Sizes) -> tuple[str, str, float] | None:
@@ -337,6 +389,21 @@ AILING = {
     ),
     "in a trial it does better on standardised inputs": lambda: with_trial(
         _network(_SALARIES, optimizer="sgd"), {"standard-inputs": 0.4, "keep": 0.69}
+    ),
+    "pixels from 0 to 1 that a layer divides by 255": lambda: _network(
+        _of(0.13, 0.31, 0.0, 1.0),
+        layers=(
+            Layer(name="rescaling", class_name="Rescaling", settings={"scale": 1 / 255}),
+            dense("last", 10, "softmax"),
+        ),
+    ),
+    "two normalisations in a row": lambda: _network(
+        _of(0.0, 1.0, -4.0, 4.0),
+        layers=(
+            Layer(name="batch", class_name="BatchNormalization"),
+            Layer(name="layer", class_name="LayerNormalization"),
+            dense("last", 10, "softmax"),
+        ),
     ),
     "pixels divided by 255 twice": lambda: _network(_of(0.0005, 0.0012, 0.0, 0.0039)),
     "sampled batches from 0 to 255": lambda: _network(

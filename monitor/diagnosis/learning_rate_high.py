@@ -27,7 +27,7 @@ import numpy as np
 from client_callback.wire import commands
 from client_callback.wire.protocol import Float64, TrialEnded, TrialResult
 from monitor.diagnosis import experiments, motion
-from monitor.diagnosis.case import Case
+from monitor.diagnosis.case import FEWEST_STEPS, Case
 from monitor.diagnosis.examples import (
     Sampled,
     dense,
@@ -56,6 +56,10 @@ ABOVE_GUESSING: Final = 1.15
 """Times the loss of guessing, at which a seasoned training still stands."""
 DIED: Final = 0.5
 """Share of a layer's units that died after the first step."""
+FAR_OUT: Final = 100.0
+"""Times the usual rate: Adam at 0.1."""
+FAR_OUT_SGD: Final = 1_000.0
+"""Plain SGD may well be run at 1 on normalised networks."""
 AGAINST: Final = -0.3
 """Mean cosine of successive gradients; noise alone gives about 0. Where only the output's bias still learns, batches
 without replacement gave -0.2 to -0.35, so this counts beside other harm alone."""
@@ -75,8 +79,8 @@ def lacks(case: Case) -> str:
         return ""
     if motion.motion(case) is None and math.isnan(motion.rate_factor(case)):
         return "neither updates of the weights nor the rate of a known optimizer were recorded"
-    few = case.step - case.changed_at < 24
-    return "too early to tell: fewer than 24 steps since the last change" if few else ""
+    few = case.step - case.changed_at < FEWEST_STEPS and not _far_out(case)
+    return f"too early to tell: fewer than {FEWEST_STEPS} steps since the last change" if few else ""
 
 
 def check(case: Case) -> list[Finding]:
@@ -84,6 +88,8 @@ def check(case: Case) -> list[Finding]:
     won = _lower_won(case)
     if won is not None:
         return [_finding(case, [_of_trial(*won)], 0.9, won[0].start)]
+    if case.step - case.changed_at < FEWEST_STEPS:
+        return [_before_it_shows(case)] if _far_out(case) else []
     if not (trouble(case) or _wild(case)) or case.solved:
         return []
     factor, moved = motion.rate_factor(case), motion.motion(case)
@@ -104,10 +110,21 @@ def check(case: Case) -> list[Finding]:
     return [_finding(case, evidence, min(confidence, 0.9), onset)]
 
 
+def _far_out(case: Case) -> bool:
+    """Whether the rate alone, before anything came of it, is beyond what the optimizer is ever run at."""
+    scaled = case.optimizer is not None and case.optimizer.name in motion.SCALED_BY_GRADIENT
+    return motion.rate_factor(case) >= (FAR_OUT_SGD if scaled else FAR_OUT)
+
+
+def _before_it_shows(case: Case) -> Finding:
+    finding = _finding(case, [_of_steps(case, None, motion.rate_factor(case))], 0.4, case.changed_at)
+    return finding._replace(severity="note", title="The learning rate is far above the usual")
+
+
 def _wild(case: Case) -> bool:
     """Whether the loss stands far above where it began, for all that is known of what it should be."""
     level, reference = case.progress.level, motion.reference_loss(case)
-    return case.step - case.changed_at >= 24 and level > JUMP * reference > 0
+    return case.step - case.changed_at >= FEWEST_STEPS and level > JUMP * reference > 0
 
 
 def _harm(case: Case, *, settles: bool) -> list[_Harm]:
@@ -172,7 +189,7 @@ def _restless(case: Case) -> _Harm | None:
 def _of_steps(case: Case, moved: motion.Motion | None, factor: float) -> Evidence:
     parts: list[str] = []
     numbers: dict[str, float] = {}
-    rate = case.session.learning_rate
+    rate = case.learning_rate
     if rate is not None and math.isfinite(factor) and case.optimizer is not None:
         with_momentum = " with its momentum" if case.optimizer.settings.get("momentum") else ""
         parts.append(
@@ -190,7 +207,7 @@ def _of_steps(case: Case, moved: motion.Motion | None, factor: float) -> Evidenc
 
 def _lower_won(case: Case) -> tuple[TrialEnded, TrialResult] | None:
     """The newest trial since the last change that a lower rate won against the present one, and that candidate."""
-    rate = case.session.learning_rate
+    rate = case.learning_rate
     for trial, best, instruction in experiments.winners(case):
         lower = (isinstance(instruction, commands.ScaleRate) and instruction.factor < 1) or (
             isinstance(instruction, commands.SetRate) and rate is not None and instruction.value < rate
@@ -212,7 +229,7 @@ def _finding(case: Case, evidence: list[Evidence], confidence: float, onset: int
         title="The learning rate is too high",
         severity="critical" if case.non_finite_from is not None else "warning",
         confidence=confidence,
-        start=min(onset, case.step - 1),
+        start=max(0, min(onset, case.step - 1)),
         stop=case.step,
         evidence=tuple(evidence),
         explanation="Each step changes the weights by so much that it jumps past what it aims at, and the model gets "
@@ -315,6 +332,7 @@ HEALTHY = {
     ),
 }
 AILING = {
+    "Adam at 0.3, before the first step": lambda: session_of({}, settings={"learning_rate": 0.3}),
     "Adam at 0.3: the loss jumps and all units die": lambda: example(0.9, _jumps(0.7), rate=0.3, dead=1.0),
     "Adam at 0.01 on large inputs": lambda: example(0.2, _jumps(0.69), rate=0.01, dead=0.98),
     "the loss stays above that of guessing": lambda: example(0.5, flat(1.4, noise=0.4), rate=0.1),

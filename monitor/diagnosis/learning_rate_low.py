@@ -46,6 +46,8 @@ MAY_SIT_STILL: Final = frozenset({"sgd", "adagrad", "ftrl", "adadelta"})
 """Optimizers whose steps may be short at a usual rate."""
 MUCH_HIGHER: Final = 5.0
 """Times the rate at work that a range test must suggest."""
+FAR_OUT: Final = 1e-3
+"""Times the usual rate: Adam at 0.000001. A warm-up may begin there, so it is a note."""
 TAKEN_AWAY: Final = 1 / 50
 """What a schedule has left of the highest rate by half of the run."""
 
@@ -98,6 +100,8 @@ def vanishes(case: Case) -> bool:
 
 def lacks(case: Case) -> str:
     """How far steps move the weights, or the rate of each step."""
+    if _far_out(case):
+        return ""
     if motion.motion(case) is None and case.per_step("learning_rate") is None:
         return "neither updates of the weights nor learning rates were recorded since the last change"
     return case.too_early
@@ -105,6 +109,8 @@ def lacks(case: Case) -> str:
 
 def check(case: Case) -> list[Finding]:
     """One finding, or none."""
+    if case.too_early:
+        return [_before_it_shows(case)] if _far_out(case) else []
     found = slow(case)
     if found is not None:
         return [_hardly_moving(case, found)]
@@ -112,8 +118,36 @@ def check(case: Case) -> list[Finding]:
     return [taken] if taken is not None else []
 
 
+def _far_out(case: Case) -> bool:
+    """Whether the rate alone, before anything came of it, is below what the optimizer is ever run at."""
+    return motion.rate_factor(case) <= FAR_OUT
+
+
+def _before_it_shows(case: Case) -> Finding:
+    name = case.optimizer.class_name if case.optimizer else "the optimizer"
+    rate, factor = case.learning_rate or math.nan, motion.rate_factor(case)
+    usual = motion.in_words(rate / factor)
+    return Finding(
+        rule="learning-rate-low",
+        title="The learning rate is far below the usual",
+        severity="note",
+        confidence=0.4,
+        start=case.changed_at,
+        stop=case.step,
+        evidence=(
+            Evidence(
+                f"the rate of {rate:.3g} is {factor:.2g} times what {name} is usually run at",
+                None,
+                {"learning_rate": rate, "of_the_usual": factor},
+            ),
+        ),
+        explanation="With such a rate it takes thousands of times as many steps to get anywhere.",
+        remedies=(Remedy(f"Raise the rate to {usual}", f"lr {usual}"),),
+    )
+
+
 def _hardly_moving(case: Case, found: Slow) -> Finding:
-    rate, pairs = case.session.learning_rate, motion.pairs(case)
+    rate, pairs = case.learning_rate, motion.pairs(case)
     evidence = [
         Evidence(
             f"a step moves kernels by {found.moved.newest:.1e} of their length (median; about 1e-3 is often healthy)",
@@ -167,7 +201,7 @@ def _hardly_moving(case: Case, found: Slow) -> Finding:
 
 def _suggested(case: Case) -> tuple[float, Evidence] | None:
     """The rate that a range test suggests, if it is far above the one at work."""
-    tested, rate = experiments.range_test(case), case.session.learning_rate
+    tested, rate = experiments.range_test(case), case.learning_rate
     if tested is None or rate is None:
         return None
     trial, found = tested
@@ -178,7 +212,7 @@ def _suggested(case: Case) -> tuple[float, Evidence] | None:
 
 
 def _raise(case: Case, found: Slow) -> tuple[Remedy, ...]:
-    optimizer, rate = case.optimizer, case.session.learning_rate or 1e-5
+    optimizer, rate = case.optimizer, case.learning_rate or 1e-5
     usual = motion.USUAL_RATES.get(optimizer.name, 1e-3) if optimizer else 1e-3
     tested = _suggested(case)
     wanted = tested[0] if tested else usual if found.factor <= SMALL_FACTOR else 10 * rate
@@ -343,6 +377,7 @@ HEALTHY = {
     ),
 }
 AILING = {
+    "Adam at 0.0000001, before the first step": lambda: session_of({}, settings={"learning_rate": 1e-7}),
     "Adam at 0.000002": lambda: example(1e-5, flat(0.69), rate=2e-6),
     "the loss falls, so slowly that it comes to nothing": lambda: example(3e-5, _crawls(), rate=1e-5),
     "in a range test the loss fell fastest at a thousand times the rate": lambda: _range_tested(

@@ -252,7 +252,7 @@ def guessing_loss(case: Case) -> float:
 
 def rate_factor(case: Case) -> float:
     """The rate at work, with what momentum makes of it, over what the optimizer is usually run at. NaN: not known."""
-    optimizer, rate = case.optimizer, case.session.learning_rate
+    optimizer, rate = case.optimizer, case.learning_rate
     if optimizer is None or rate is None or optimizer.name not in USUAL_RATES:
         return math.nan
     momentum = optimizer.settings.get("momentum") if optimizer.name in SCALED_BY_GRADIENT else None
@@ -265,7 +265,7 @@ def gentler_rate(case: Case) -> float:
 
     A tenth of the usual one where inputs are large: each of Adam's steps moves a unit by the rate times Σ|x|.
     """
-    optimizer, rate = case.optimizer, case.session.learning_rate or 1e-3
+    optimizer, rate = case.optimizer, case.learning_rate or 1e-3
     usual = USUAL_RATES.get(optimizer.name, 1e-3) if optimizer else 1e-3
     size = input_size(case)
     wanted = usual / 10 if math.isfinite(size) and size > LARGE_INPUTS else usual

@@ -103,7 +103,7 @@ def _by_trial(case: Case, trial: TrialEnded, best: TrialResult) -> Finding:
 def _sits_still(case: Case, found: Slow, confidence: float) -> Finding:
     optimizer = case.optimizer
     assert optimizer is not None  # noqa: S101 (`lacks` has seen to it)
-    rate = case.session.learning_rate or math.nan
+    rate = case.learning_rate or math.nan
     evidence = [
         Evidence(
             f"at its rate of {rate:.3g}, {optimizer.class_name} moves kernels by {found.moved.newest:.1e} of their "
