@@ -204,7 +204,8 @@ def _first_loss(case: Case) -> Evidence | None:
     size = motion.input_size(case)
     if not (math.isfinite(guess) and guess > 0) or (math.isfinite(size) and size > ORDINARY_INPUT):
         return None
-    if math.isfinite(first) and not first - case.penalty > FIRST_LOSS * guess:
+    lost = case.non_finite_from == 0
+    if not lost and not first - case.penalty > FIRST_LOSS * guess:
         return None
     text = f"the loss at step 0 was {first:.4g}, that of guessing is {guess:.4g}"
     return Evidence(text, 0, {"first loss": first, "guessing": guess})

@@ -109,10 +109,10 @@ class Table(NamedTuple):
 
 
 class Blocks(NamedTuple):
-    """A series in 64 to 127 equal parts; what is left over at its end is left out."""
+    """A series in 64 to 127 equal parts, a rest at its end left out; step by step where it has fewer steps."""
 
     means: Float64
-    """Of each part; NaN where none of its values is finite."""
+    """Of each part, over its finite values; NaN where it has none. Step by step: the values as they are."""
     begin: int
     """The first step."""
     length: int
@@ -432,7 +432,8 @@ class Case:
         since, after = self.step - self.changed_at, " since the last change" if self.changed_at else ""
         if since < FEWEST_STEPS:
             return f"too early to tell: {since} steps{after}, of {FEWEST_STEPS} it takes"
-        return f"too early to tell: {since} steps and {self.epochs_since_change} epochs{after}, it takes 200 or 3"
+        epochs = self.epochs_since_change
+        return f"too early to tell: {since} steps and {epochs} epochs{after}, of 200 steps or 3 epochs"
 
     @property
     def epochs_since_change(self) -> int:

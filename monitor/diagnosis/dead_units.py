@@ -56,7 +56,7 @@ def check(case: Case) -> list[Finding]:
     found = [dead for dead in motion.dead_layers(case, mostly) if dead.rows >= FEWEST_ROWS]
     if not found or any(dead.starved for dead in found):
         return []
-    worst = max(found, key=lambda dead: dead.share)
+    worst = max(found, key=lambda dead: (dead.units >= FEW_UNITS, dead.share))
     poor = trouble(case)
     if not poor and worst.share < ALL:
         return []

@@ -154,6 +154,7 @@ class Engine:
 
     def forget(self) -> None:
         """Looks afresh at the next call; for when another session takes the place of this one."""
+        self._memory = Memory()  # a look at the other may still be on its way
         self._looked_at_s = self._looking = None
 
     def close(self) -> None:

@@ -75,7 +75,7 @@ def reached(case: Case) -> float | None:
 
     Dropout and noise, which act in training only, make training look worse than the model is.
     """
-    lifts = [lift for lift in (case.lift, _validated_lift(case)) if lift is not None]
+    lifts = [lift for lift in (case.lift, validated_lift(case)) if lift is not None]
     return max(lifts, default=None)
 
 
@@ -88,24 +88,20 @@ def come(lift: float) -> str:
     )
 
 
-def _validated_lift(case: Case) -> float | None:
+@per_case
+def validated_lift(case: Case) -> float | None:
+    """As `Case.lift`, of the newest validations since the last change. `None`: not known."""
     base, name = case.baseline, validated_accuracy(case)
     if base is None:
         return None
     if base.classes > 1:
-        points = case.session.validation.get(f"val_{name}") if name else None
-        if points is None or not len(points):
-            return None
-        return (_newest(points.values) - base.majority) / max(1.0 - base.majority, 1e-9)
+        both = sides(case, name) if name else None
+        return None if both is None else (both.now[1] - base.majority) / max(1.0 - base.majority, 1e-9)
     loss = case.output.loss if case.output else ""
-    for squared in (
-        "mse",
-        "mean_squared_error",
-        *(("loss",) if loss in ("mean_squared_error", "mse") else ()),
-    ):
-        points = case.session.validation.get(f"val_{squared}")
-        if points is not None and len(points) and base.variance > 0:
-            return 1.0 - _newest(points.values) / base.variance
+    squared = ["mse", "mean_squared_error", *(["loss"] if loss in ("mean_squared_error", "mse") else [])]
+    for both in (sides(case, one) for one in squared):
+        if both is not None and base.variance > 0:
+            return 1.0 - both.now[1] / base.variance
     return None
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from typing import Final, NamedTuple
 
+import numpy as np
+
 from client_callback.wire import commands
 from client_callback.wire.commands import CommandError, Instruction
 from client_callback.wire.protocol import TrialEnded, TrialResult
@@ -22,9 +24,10 @@ ZERO_INPUTS: Final = "zero-inputs"
 STANDARD_INPUTS: Final = "standard-inputs"
 ONE_BATCH: Final = "one-batch"
 LEARNED: Final = 0.5
-"""Share of its first losses below which a single batch counts as learned by heart."""
-FEWEST_STEPS: Final = 10
-"""Of a candidate: fewer tell nothing."""
+"""Share of its first loss below which a single batch counts as learned."""
+ALIKE: Final = 0.05
+FEWEST_STEPS: Final = 24
+"""Of a candidate: fewer leave less than six to compare."""
 
 FIND_OUT: Final = Remedy(
     "Find out where the fault is: go on without inputs, with standardised ones, and on one batch again and again",
@@ -47,16 +50,25 @@ class Compared(NamedTuple):
     trial: TrialEnded
     kept: TrialResult
     other: TrialResult
+    least: float
+    """Bounds of how much higher its loss was than that of `keep` on the same batches, two standard errors off; over
+    the last quarter of the steps."""
+    most: float
 
     @property
     def better(self) -> bool:
         """Whether it ended lower beyond chance."""
-        return self.other.high < self.kept.low
+        return self.most < 0
 
     @property
     def worse(self) -> bool:
-        """Whether it ended higher beyond chance, or not at all."""
-        return not math.isfinite(self.other.score) or self.other.low > self.kept.high
+        """Whether it ended higher beyond chance."""
+        return self.least > 0
+
+    @property
+    def alike(self) -> bool:
+        """Whether it is certainly not worse by a twentieth of the loss."""
+        return self.most < ALIKE * abs(self.kept.score)
 
     def told(self, meaning: str) -> Evidence:
         """As evidence; `meaning` is a clause on what it shows."""
@@ -85,18 +97,24 @@ def compared(case: Case, candidate: str) -> Compared | None:
     for trial in _trials(case):
         results = {result.text: result for result in trial.results}
         kept, other = results.get(AS_IT_IS), results.get(candidate)
-        if kept is not None and other is not None and len(losses_of(other)) >= FEWEST_STEPS:
-            return Compared(trial, kept, other)
+        if kept is None or other is None:
+            continue
+        count = min(len(losses_of(kept)), len(losses_of(other)))
+        last = slice(count - count // 4, count)
+        apart = losses_of(other)[last].astype(np.float64) - losses_of(kept)[last]
+        if count >= FEWEST_STEPS and np.isfinite(apart).all():
+            error = 2 * float(apart.std(ddof=1)) / math.sqrt(len(apart))
+            return Compared(trial, kept, other, float(apart.mean()) - error, float(apart.mean()) + error)
     return None
 
 
 @per_case
 def one_batch(case: Case) -> tuple[bool, Evidence] | None:
-    """Whether a single batch was learned by heart, and what shows it. `None`: it was not tried."""
+    """Whether a single batch was learned, and what shows it. `None`: not tried, or there is nothing left to learn."""
     for trial in _trials(case):
         for result in trial.results:
             losses = losses_of(result)
-            if result.text != ONE_BATCH or len(losses) < FEWEST_STEPS:
+            if result.text != ONE_BATCH or len(losses) < FEWEST_STEPS or case.solved:
                 continue
             first = float(losses[0])
             learned = first > 0 and result.score < LEARNED * first
@@ -104,7 +122,7 @@ def one_batch(case: Case) -> tuple[bool, Evidence] | None:
                 f"in a trial from step {trial.start:,} one batch was trained on {len(losses)} times: its loss went "
                 f"from {first:.4g} to {result.score:.4g}"
             )
-            text += ", so model and optimizer can learn" if learned else ", so not even that can be learned"
+            text += ", so model and optimizer can learn" if learned else ": hardly anything of it was learned"
             return learned, Evidence(text, trial.start, {"first": first, "loss": result.score})
     return None
 

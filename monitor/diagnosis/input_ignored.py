@@ -1,10 +1,10 @@
 """Finds a network whose outputs do not depend on what goes in.
 
-Sees one of three things. A layer gets nothing but zeros: all its ReLU units are silent from the first step on though
+Sees one of four things. A layer gets nothing but zeros: all its ReLU units are silent from the first step on though
 its weights have both signs and no bias, or its kernel gets a gradient of exactly 0 while its bias gets one. Or the
 outputs hardly differ between the examples of a batch, beside the spread of the targets, after the training should
 have shown something. Or, where that spread is not recorded, every prediction falls into one class and one bin of
-probability, or one value.
+probability, or one value. Or a trial has shown that the model does as well on inputs of 0.
 
 Hurts because such a network can only learn its output's bias: the classes' shares, or the mean. Try to find the
 layer that lets nothing through: a normalisation over an axis of length 1, a softmax over one entry, dead units.
@@ -57,6 +57,8 @@ def check(case: Case) -> list[Finding]:
     same, tried = _same_outputs(case), experiments.compared(case, experiments.ZERO_INPUTS)
     if tried is not None and tried.worse:
         return []  # it does worse without them, so it uses them
+    if tried is not None and not tried.alike:
+        tried = None  # it tells neither this nor that
     if same is None and tried is None:
         return []
     shown = [] if same is None else [same[0]]

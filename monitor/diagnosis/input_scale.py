@@ -15,7 +15,8 @@ StackOverflow 39525358 (unscaled inputs: flat at the majority's share); UMLAUT (
 training does.
 
 Wrong for counts and sums in which size is what matters, and for inputs that the user's own layers scale. Silent
-before embeddings, and where a layer of Keras normalises.
+before embeddings, and where a layer of Keras normalises, unless twice. Which layer feeds which is not known in
+networks with branches, so of these nothing is said to normalise twice.
 """
 
 from __future__ import annotations
@@ -71,6 +72,8 @@ SCALING: Final = (
     *("Discretization", "HashedCrossing", "RMSNormalization", "SpectralNormalization"),
 )
 """Classes of layers after which the size of inputs no longer matters."""
+MERGING: Final = ("Add", "Average", "Concatenate", "Dot", "Maximum", "Minimum", "Multiply", "Subtract")
+"""Classes of layers that several others feed."""
 PIXEL: Final = (200.0, 255.0)
 """Least and most that the largest value of pixels is."""
 
@@ -99,7 +102,9 @@ class _Sizes(NamedTuple):
 
 def lacks(case: Case) -> str:
     """Inputs, and that nothing scales them inside."""
-    if _scaled_inside(case) and not _scaled_twice(case):
+    if _scaled_twice(case):
+        return ""
+    if _scaled_inside(case):
         return "a layer of the model scales the inputs"
     return "" if _sizes(case) is not None else "the inputs are not known"
 
@@ -107,13 +112,11 @@ def lacks(case: Case) -> str:
 def check(case: Case) -> list[Finding]:
     """At most one finding."""
     sizes, twice = _sizes(case), _scaled_twice(case)
-    if twice is not None:
-        return [_of_twice(case, *twice)]
-    if sizes is None:
-        return []
-    found = _large(sizes) or _tiny(sizes) or _apart(sizes)
-    if found is None:
-        return []
+    found = None
+    if sizes is not None and not _scaled_inside(case):
+        found = _large(sizes) or _tiny(sizes) or _apart(sizes)
+    if sizes is None or found is None:
+        return [_of_twice(case, twice)] if twice is not None else []
     title, text, confidence = found
     wrong = trouble(case)
     evidence = [Evidence(text, sizes.step, _numbers(sizes))]
@@ -123,8 +126,8 @@ def check(case: Case) -> list[Finding]:
     tried = experiments.compared(case, experiments.STANDARD_INPUTS)
     if tried is not None and tried.better:
         evidence.append(tried.told("its inputs are what keeps it"))
-        wrong = wrong or "standardised inputs do better"
         confidence = max(confidence, 0.85)
+        wrong = wrong or ("" if thrives(case) else "standardised inputs do better")
     if wrong:
         evidence.append(Evidence(wrong, case.step - 1))
         confidence += (0.08 if first is not None else 0.0) + (0.07 if _follows_size(case) else 0.0)
@@ -148,22 +151,30 @@ def check(case: Case) -> list[Finding]:
     ]
 
 
-def _scaled_twice(case: Case) -> tuple[str, str, str, str] | None:
-    """Inputs that were scaled before the model scales them, or a layer that normalises what is normalised.
+class _Twice(NamedTuple):
+    title: str
+    text: str
+    meaning: str
+    code: str
+    harms: bool
 
-    Returns:
-        Title, what shows it, what it does, and which line to take out. `None`: there is no such thing.
-    """
+
+def _scaled_twice(case: Case) -> _Twice | None:
+    """Inputs that were scaled before the model scales them, or a layer that normalises what is normalised."""
     before: Layer | None = None
+    branches = any(
+        layer.class_name in MERGING for layer in case.layers
+    )  # then call order is not who follows whom
     for number, layer in enumerate(case.layers, 1):
-        normalises = layer.class_name.endswith("Normalization")
+        normalises = layer.class_name.endswith("Normalization") and not layer.kernel_shape and not branches
         if normalises and before is not None:
-            return (
+            return _Twice(
                 f"{before.name} and {layer.name} normalise the same",
                 f"{layer.name} ({layer.class_name}), layer {number} of {len(case.layers)}, comes right after "
                 f"{before.name} ({before.class_name})",
                 "What is normalised already gains nothing from it; the second layer only costs time.",
                 f"# leave out {layer.name}",
+                harms=False,
             )
         before = layer if normalises else None
     factor = next((layer for layer in case.layers[:2] if layer.class_name == "Rescaling"), None)
@@ -173,26 +184,27 @@ def _scaled_twice(case: Case) -> tuple[str, str, str, str] | None:
     most = max(abs(sizes.low), abs(sizes.high))
     if not (0 < most * abs(scale) < TINY and sizes.size < LARGE):
         return None
-    return (
+    return _Twice(
         f"Scaled twice: {factor.name} divides what is small already",
         f"inputs go from {sizes.low:.4g} to {sizes.high:.4g}, and {factor.name} multiplies them by {scale:.4g}",
         "After both, hardly anything of the inputs is left beside the biases, and the first layer learns slowly.",
         f"# leave out {factor.name}, or do not divide x before",
+        harms=True,
     )
 
 
-def _of_twice(case: Case, title: str, text: str, meaning: str, code: str) -> Finding:
-    wrong = trouble(case) if title.startswith("Scaled") else ""
+def _of_twice(case: Case, twice: _Twice) -> Finding:
+    wrong = trouble(case) if twice.harms else ""
     return Finding(
         rule="input-scale",
-        title=title,
+        title=twice.title,
         severity="warning" if wrong else "note",
         confidence=0.8 if wrong else 0.4,
         start=0,
         stop=case.step,
-        evidence=(Evidence(text), *([Evidence(wrong, case.step - 1)] if wrong else [])),
-        explanation=meaning,
-        remedies=(Remedy("Scale once", code=code),),
+        evidence=(Evidence(twice.text), *([Evidence(wrong, case.step - 1)] if wrong else [])),
+        explanation=twice.meaning,
+        remedies=(Remedy("Scale once", code=twice.code),),
     )
 
 

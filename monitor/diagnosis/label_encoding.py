@@ -26,14 +26,14 @@ the labels' values or the loss.
 from __future__ import annotations
 
 import math
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
 from client_callback.wire.protocol import Output, SignalProbe, Summary
 from monitor.diagnosis import experiments, motion
 from monitor.diagnosis.case import Case
-from monitor.diagnosis.epochs import come, reached, sides, validated_accuracy
+from monitor.diagnosis.epochs import come, reached, validated_lift
 from monitor.diagnosis.examples import Sampled, falling, flat, labelled, trained, trained_on
 from monitor.diagnosis.finding import Evidence, Finding, Remedy, Rule, Severity
 from monitor.diagnosis.targets import (
@@ -63,13 +63,15 @@ LEAST_LABELS: Final = 100
 MOSTLY: Final = 1.4
 """Times its fair share that the most frequent class may have, for neighbours at chance to mean anything."""
 BY_HEART: Final = 0.3
-"""Lift in training that cannot be chance; on validation it must be below `case.BARELY`."""
+"""By how much training must be further than validation, in lift: more than chance makes in a few hundred examples."""
+NOTHING: Final = 0.05
+"""A lift below is none: validation sets of a few hundred examples differ by as much."""
 ROW_ERROR: Final = 0.02
 """By which the mean of a row's sum may differ from 1: a fiftieth of the rows without a class, or with two."""
 NOT_THERE: Final = 0.5
 """Squared error as a share of the mean square of the targets: outputs are still nearer to 0 than to these."""
-EXPLODED: Final = 4.0
-"""From here on outputs are not short of the targets but far beyond: that is another matter."""
+EXPLODED: Final = 1.1
+"""From here on outputs are worse than 0 would be: that is no matter of how far the targets are."""
 WORSE_THAN_MEAN: Final = 1.5
 """Squared error over the targets' variance."""
 LEAST_SHARED: Final = 0.25
@@ -303,28 +305,77 @@ def _of_bounded(case: Case, targets: Targets, output: Output) -> Finding | None:
 # ── Labels that belong to other examples ────────────────────────────────────────────────────────────
 
 
-def _apart(case: Case, targets: Targets) -> Finding | None:
-    if not case.seasoned or case.non_finite_from is not None:
-        return None
+class _Unrelated(NamedTuple):
+    """Labels that the inputs seem to tell nothing about."""
+
+    by_heart: bool
+    """Whether it learned the training data, to no avail on validation."""
+    useless: bool
+    """Whether validation shows that what was learned is worth nothing."""
+    at_chance: bool
+    """Whether neighbours show that there is nothing to be learned."""
+    validated: float | None
+    """Lift in validation. `None`: not known."""
+
+
+def _unrelated(case: Case, targets: Targets) -> _Unrelated | None:
     signal = case.data.signal if case.data else None
     probed = signal is not None and signal.examples >= LEAST_PROBED
     at_chance = probed and signal is not None and _at_chance(case, signal)
     if (probed and not at_chance) or (signal is not None and _far_above_chance(signal)):
         return None
-    lift, validated = case.lift, _validated_lift(case)
+    lift, validated, base = case.lift, validated_lift(case), case.baseline
+    useless = validated is not None and validated < NOTHING
     by_heart = (
-        lift is not None
-        and validated is not None
-        and lift - max(validated, 0.0) >= BY_HEART
-        and validated < 0.05
+        useless
+        and targets.class_like
+        and lift is not None
+        and lift - max(validated or 0.0, 0.0) >= BY_HEART
         # Of rare classes nothing may be recognised at first, with labels in order as well.
-        and case.baseline is not None
-        and case.baseline.majority <= MOSTLY / max(case.baseline.classes, 2)
+        and base is not None
+        and base.majority <= MOSTLY / max(base.classes, 2)
     )
-    guesses = case.guessing and (reached(case) or 0.0) < 0.05
-    useless = validated is not None and validated < 0.05  # whatever was learned of the training data
-    if not (by_heart and targets.class_like) and not (at_chance and (guesses or useless)):
+    guesses = case.guessing and (reached(case) or 0.0) < NOTHING
+    if not by_heart and not (at_chance and (guesses or useless)):
         return None
+    return _Unrelated(by_heart, useless, at_chance, validated)
+
+
+def _apart(case: Case, targets: Targets) -> Finding | None:
+    found = None
+    if case.seasoned and case.non_finite_from is None:
+        found = _unrelated(case, targets)
+    if found is None:
+        return None
+    confidence = 0.65 if found.at_chance and found.useless else 0.5 if found.by_heart else 0.45
+    tried = experiments.one_batch(case)
+    if tried is not None:
+        confidence += 0.1 if tried[0] else -0.1  # what cannot learn even one batch has another fault
+    return Finding(
+        rule="label-encoding",
+        title="The labels seem to have nothing to do with the inputs",
+        severity="warning",
+        confidence=confidence,
+        start=0,
+        stop=case.step,
+        evidence=(*_of_unrelated(case, found), *([tried[1]] if tried else [])),
+        explanation="What it learns of its training examples is worth nothing on others, as if inputs and labels had "
+        "been shuffled or read apart from each other."
+        if found.by_heart
+        else "Neither similar examples nor the network tell anything about the labels, as if inputs and labels had "
+        "been shuffled or read apart from each other.",
+        remedies=(
+            Remedy("Look at a few examples beside their labels", code="for i in range(9): print(y[i], x[i])"),
+            Remedy(
+                "Shuffle both with the same order",
+                code="order = numpy.random.permutation(len(x))\nx, y = x[order], y[order]",
+            ),
+        ),
+    )
+
+
+def _of_unrelated(case: Case, found: _Unrelated) -> list[Evidence]:
+    signal, lift = case.data.signal if case.data else None, case.lift
     evidence = []
     if signal is not None:
         evidence.append(
@@ -335,35 +386,13 @@ def _apart(case: Case, targets: Targets) -> Finding | None:
                 {"neighbours": signal.score, "chance": signal.chance},
             )
         )
-    if by_heart and lift is not None and validated is not None:
-        text = f"training has come {come(lift)}, validation {max(validated, 0):.0%}"
-        evidence.append(Evidence(text, case.step - 1, {"lift": lift, "val_lift": validated}))
-    elif lift is not None:
-        text = f"in {case.step:,} steps the network has come {come(lift)}"
-        evidence.append(Evidence(text, case.step - 1, {"lift": lift}))
-    confidence = 0.45 + (0.2 if at_chance and useless else 0.05 if by_heart else 0.0)
-    tried = experiments.one_batch(case)
-    if tried is not None:
-        evidence.append(tried[1])
-        confidence += 0.1 if tried[0] else -0.1  # what cannot learn even one batch has another fault
-    return Finding(
-        rule="label-encoding",
-        title="The labels seem to have nothing to do with the inputs",
-        severity="warning",
-        confidence=confidence,
-        start=0,
-        stop=case.step,
-        evidence=tuple(evidence),
-        explanation="Neither similar examples nor the network tell anything about the labels, as if inputs and "
-        "labels had been shuffled or read apart from each other.",
-        remedies=(
-            Remedy("Look at a few examples beside their labels", code="for i in range(9): print(y[i], x[i])"),
-            Remedy(
-                "Shuffle both with the same order",
-                code="order = numpy.random.permutation(len(x))\nx, y = x[order], y[order]",
-            ),
-        ),
-    )
+    if lift is not None:
+        text, numbers = f"in {case.step:,} steps training has come {come(lift)}", {"lift": lift}
+        if found.validated is not None:
+            text += f", validation {max(found.validated, 0):.0%}"
+            numbers["val_lift"] = found.validated
+        evidence.append(Evidence(text, case.step - 1, numbers))
+    return evidence
 
 
 def _at_chance(case: Case, signal: SignalProbe) -> bool:
@@ -382,14 +411,6 @@ def _far_above_chance(signal: SignalProbe) -> bool:
         return signal.score > CLEAR_SIGNAL
     error = math.sqrt(max(signal.chance * (1 - signal.chance), 1e-4) / max(signal.examples, 1))
     return signal.score > signal.chance + CLEAR_ERRORS * error
-
-
-def _validated_lift(case: Case) -> float | None:
-    name, base = validated_accuracy(case), case.baseline
-    both = sides(case, name) if name else None
-    if both is None or base is None or base.classes < 2:
-        return None
-    return (both.now[1] - base.majority) / max(1 - base.majority, 1e-9)
 
 
 def _out_of_reach(case: Case, targets: Targets, output: Output) -> Finding | None:

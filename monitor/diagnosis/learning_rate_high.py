@@ -1,7 +1,8 @@
 """Finds a learning rate so high that steps overshoot.
 
 Sees: that steps are long beside the weights (‖Δw‖ / ‖w‖ of a tenth and more at the beginning), or that the rate is
-far above what the optimizer is usually run at, together with harm that long steps do: the loss has jumped to several
+far above what the optimizer is usually run at, together with harm that long steps do (before it can show: a note):
+the loss has jumped to several
 times its first value, stands above that of guessing, or became NaN after growing; units died after the first step;
 successive gradients point against each other; or a trial, on the same batches, went better at a lower rate.
 
@@ -14,7 +15,7 @@ et al. 2021 (arXiv 2103.00065) on steps at the edge of stability; Goyal et al. 2
 
 Wrong when something else makes gradients huge (unscaled inputs or targets, weights drawn too large) under SGD, whose
 steps are as long as the gradient: at a usual rate this rule then stands behind `exploding-gradient`. A training that
-goes well gets no alarm, however high its rate.
+goes well gets no alarm, however high its rate, unless a trial has shown that a lower one does better.
 """
 
 from __future__ import annotations
@@ -117,8 +118,18 @@ def _far_out(case: Case) -> bool:
 
 
 def _before_it_shows(case: Case) -> Finding:
-    finding = _finding(case, [_of_steps(case, None, motion.rate_factor(case))], 0.4, case.changed_at)
-    return finding._replace(severity="note", title="The learning rate is far above the usual")
+    rate = motion.in_words(motion.gentler_rate(case))
+    return Finding(
+        rule="learning-rate-high",
+        title="The learning rate is far above the usual",
+        severity="note",
+        confidence=0.4,
+        start=case.changed_at,
+        stop=case.step,
+        evidence=(_of_steps(case, None, motion.rate_factor(case)),),
+        explanation="At such a rate steps are likely to overshoot what they aim at.",
+        remedies=(Remedy(f"Lower the rate to {rate}", f"lr {rate}"),),
+    )
 
 
 def _wild(case: Case) -> bool:

@@ -3,7 +3,8 @@
 Sees: ‖Δw‖ / ‖w‖ of sampled steps, added up over the run so far and, at the newest pace, over what is planned. A
 network that learns moves its kernels by about their own length or more; here even the kernel that moves most gets no
 further than a small share of that, while the model still guesses or its loss crawls. Also sees a schedule that took
-the rate away before half of the run was over.
+the rate away before half of the run was over, a range test in which the loss fell fastest at a far higher rate, and,
+before anything can have come of it, a rate a thousand times below what the optimizer is usually run at (a note).
 
 Hurts because each step is right and far too short. Try ten to a hundred times the rate; a range test finds the
 largest that still works (Smith 2017, arXiv 1506.01186).
@@ -14,7 +15,7 @@ most.
 
 Wrong for a few last layers trained on features that are good already, where little way is far enough: it is silent
 then, for such a training does not guess. Where the gradient is at fault, because it vanishes or units are dead,
-others tell. Silent where updates are not measured.
+others tell. Where updates are not measured only the rate itself can tell.
 """
 
 from __future__ import annotations
@@ -110,28 +111,34 @@ def lacks(case: Case) -> str:
 def check(case: Case) -> list[Finding]:
     """One finding, or none."""
     if case.too_early:
-        return [_before_it_shows(case)] if _far_out(case) else []
+        return [_by_rate_alone(case)] if _far_out(case) else []
     found = slow(case)
     if found is not None:
         return [_hardly_moving(case, found)]
     taken = _taken_away(case)
-    return [taken] if taken is not None else []
+    if taken is not None:
+        return [taken]
+    shows = _far_out(case) and motion.motion(case) is None and (crawling(case) or trouble(case))
+    return [_by_rate_alone(case)] if shows else []
 
 
 def _far_out(case: Case) -> bool:
     """Whether the rate alone, before anything came of it, is below what the optimizer is ever run at."""
-    return motion.rate_factor(case) <= FAR_OUT
+    name = case.optimizer.name if case.optimizer else ""
+    return motion.rate_factor(case) <= FAR_OUT and name not in MAY_SIT_STILL - {"sgd"}
 
 
-def _before_it_shows(case: Case) -> Finding:
+def _by_rate_alone(case: Case) -> Finding:
+    """Before anything came of it, or where how far the weights move is not measured."""
     name = case.optimizer.class_name if case.optimizer else "the optimizer"
-    rate, factor = case.learning_rate or math.nan, motion.rate_factor(case)
-    usual = motion.in_words(rate / factor)
+    rate, factor = case.learning_rate or 0.0, motion.rate_factor(case)
+    usual = motion.in_words(motion.USUAL_RATES[case.optimizer.name] if case.optimizer else 1e-3)
+    shows = crawling(case) or bool(trouble(case))
     return Finding(
         rule="learning-rate-low",
         title="The learning rate is far below the usual",
-        severity="note",
-        confidence=0.4,
+        severity="warning" if shows else "note",
+        confidence=0.8 if shows else 0.4,
         start=case.changed_at,
         stop=case.step,
         evidence=(

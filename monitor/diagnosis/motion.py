@@ -316,8 +316,11 @@ def in_words(number: float) -> str:
 
 def _starved(case: Case, silent: Layer, at_first: float) -> Layer | None:
     """With weights of both signs and no bias, every input but 0 drives about half of many units above 0."""
-    before = case.layers[: case.layers.index(silent) + 1]
-    layer = next((one for one in reversed(before) if one.kernel is not None), silent)
+    layer = silent
+    for layer in reversed(case.layers[: case.layers.index(silent) + 1]):
+        # Batch normalisation keeps zeros as they are, and no others turn all its inputs to zeros.
+        if layer.kernel is not None or (layer is not silent and layer.class_name != "BatchNormalization"):
+            break
     kernel = layer.kernel
     unbiased = not layer.settings.get("use_bias", True) or layer.settings.get("bias_initializer") in (
         None,

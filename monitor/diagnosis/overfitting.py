@@ -2,7 +2,8 @@
 
 Sees: the losses of training and of validation at the ends of epochs. Since its best value the validation loss must
 rise beyond its own noise (Mann-Kendall, one-sided 5 %) by a twentieth at least, while the training loss has fallen by
-as much. Where accuracy is known, a wide gap between the two sides that no longer closes counts too. It is a warning
+as much. Where accuracy is known a wide gap counts too: of a fifth while the validation loss is above its best by a
+twentieth, or of a seventh once there is nothing left to learn of the training data. It is a warning
 only when it costs something: accuracy that training has and validation has not, a loss that is half as high again, or
 one above that of guessing. A model that is merely more certain than it should be gets a note.
 
@@ -100,9 +101,10 @@ def check(case: Case) -> list[Finding]:
             start=int(min(both.steps[turn.best] + 1, case.step - 1)),
             stop=case.step,
             evidence=tuple(_evidence(case, both, turn, accuracies)),
-            explanation="The model still gets better on the examples it trains on and worse on those it does not: "
-            "it memorises instead of learning what they have in common.",
-            remedies=_remedies(case),
+            explanation="The model still gets better on the examples it trains on and "
+            + ("worse" if turn.rise > SHARE else "no better")
+            + " on those it does not: it memorises instead of learning what they have in common.",
+            remedies=_remedies(case, worse=turn.rise > SHARE),
             shaded=True,
         )
     ]
@@ -193,8 +195,9 @@ def _parameters(case: Case) -> int:
     return sum(layer.parameters for layer in case.layers if layer.trainable)
 
 
-def _remedies(case: Case) -> tuple[Remedy, ...]:
-    found = [Remedy("Stop here: from now on it only gets worse on new examples", "stop")]
+def _remedies(case: Case, *, worse: bool) -> tuple[Remedy, ...]:
+    change = "it only gets worse" if worse else "nothing more is gained"
+    found = [Remedy(f"Stop here: from now on {change} on new examples", "stop")]
     drops = [layer for layer in case.layers if layer.class_name == "Dropout"]
     if drops and all(float(layer.settings.get("rate") or 0.0) < 0.5 for layer in drops):
         values = " ".join(f"{layer.name}.rate=0.5" for layer in drops)

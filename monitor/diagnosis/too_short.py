@@ -74,7 +74,8 @@ def check(case: Case) -> list[Finding]:
     """One finding, or none."""
     progress = case.progress
     clearly = progress.trend == "falling"
-    if not (clearly or _falls_on_the_whole(case)) or _past_best(case):
+    z = progress.z if clearly else _z_on_the_whole(case)
+    if not (clearly or z <= -Z_SURE) or _past_best(case):
         return []
     quarters = _quarters(case)
     lately = float(quarters[2] - quarters[3])
@@ -91,9 +92,9 @@ def check(case: Case) -> list[Finding]:
     evidence = [
         Evidence(
             f"loss {progress.level:.4g} at the end; from the third to the last quarter of the steps it fell by "
-            f"{lately:.3g}, {lately / fallen:.0%} of its whole fall (trend: {abs(progress.z):.1f} deviations)",
+            f"{lately:.3g}, {lately / fallen:.0%} of its whole fall (trend: {abs(z):.1f} deviations)",
             case.step,
-            {"loss": progress.level, "fell_lately": lately, "fell": fallen, "z": progress.z},
+            {"loss": progress.level, "fell_lately": lately, "fell": fallen, "z": z},
         ),
         *_how_far(case, lift),
     ]
@@ -121,14 +122,14 @@ def check(case: Case) -> list[Finding]:
     ]
 
 
-def _falls_on_the_whole(case: Case) -> bool:
-    """Whether a run of few epochs falls beyond noise since its first quarter; its newest half cannot tell."""
+def _z_on_the_whole(case: Case) -> float:
+    """Mann-Kendall's of a run of few epochs since its first quarter; 0 where its newest half must tell."""
     found, epochs = case.blocks("loss"), len(case.session.epoch_ends)
     if found is None or case.progress.trend != "unclear" or not 0 < epochs <= FEW_EPOCHS:
-        return False
+        return 0.0
     means = found.means[len(found.means) // 4 :]
     means = means[np.isfinite(means)]
-    return len(means) >= FEWEST_STEPS // 2 and float(trends(means[None], Z_SURE).z[0]) <= -Z_SURE
+    return float(trends(means[None], Z_SURE).z[0]) if len(means) >= FEWEST_STEPS // 2 else 0.0
 
 
 def _quarters(case: Case) -> Float64:

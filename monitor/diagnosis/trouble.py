@@ -34,7 +34,10 @@ def trouble(case: Case) -> str:
     if case.seasoned and level - case.penalty > ABOVE_GUESSING * guess > 0:
         return f"after {case.step:,} steps its loss is {level:.4g}, that of guessing {guess:.4g}"
     if case.stuck:
-        return f"the loss stays at {case.progress.level:.4g} since step {case.progress.start:,}{_beside(case, lift)}"
+        since = case.progress.start + case.progress.steps // 2
+        return (
+            f"the loss stays at {case.progress.level:.4g} since step {since:,} at least{_beside(case, lift)}"
+        )
     if case.seasoned and _late(case) and lift is not None and case.attainable is not None:
         behind = case.attainable - lift
         if behind >= SHORTFALL:

@@ -12,7 +12,8 @@ what can be learned: Cover & Hart (1967) bound their error by twice the least po
 
 Wrong for an autoencoder, whose narrow layer is its purpose, and when the layers are narrow side by side (which is
 looked for: the next kernel must take as many inputs). Where the optimizer, the activation or dead units are to blame,
-those rules explain this one.
+those rules explain this one. A trial in which a single batch was learned shows that size is not what keeps it: then
+only a reason in its shape is told of.
 """
 
 from __future__ import annotations

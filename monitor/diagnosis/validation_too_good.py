@@ -1,8 +1,8 @@
 """Sees that validation is much better than training at the same moments, which it cannot be by skill.
 
 Sees: training and validation at the ends of epochs, in the same state of the model (not Keras' mean over the epoch,
-which lags). The validation loss must be below two thirds of the training's in nearly all of the newest epochs, and
-accuracy, where it is known, higher by a seventh of the way from guessing to perfect.
+which lags). The validation loss must be below two thirds of the training's in nearly all of the newest epochs; where
+accuracy is known, that must be higher by a seventh of the way from guessing to perfect, and the loss lower.
 
 What acts in training only explains it: dropout, noise, augmentation, class or example weights. Then the training
 numbers are what misleads, and the finding says so; it is a warning only where training itself looks bad. Otherwise
