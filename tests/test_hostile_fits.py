@@ -285,6 +285,68 @@ def test_overridden_methods_of_a_model_are_called_as_it_defines_them():
     assert "predictions" in samples(callback.recording)[1]
 
 
+class OwnStep(keras.Model):
+    """As Keras' guide writes a train step, in a model that holds its layers in another."""
+
+    def __init__(self):
+        super().__init__()
+        self.inside = keras.Sequential([keras.layers.Dense(8, "relu"), keras.layers.Dense(1, name="end")])
+
+    def call(self, x, training=False):
+        return self.inside(x, training=training)
+
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            y_pred = self(x, training=True)
+            loss = self.compute_loss(x=x, y=y, y_pred=y_pred)
+        gradients = tape.gradient(loss, self.trainable_variables)
+        self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
+        for metric in self.metrics:
+            metric.update_state(loss) if metric.name == "loss" else metric.update_state(y, y_pred)
+        return {metric.name: metric.result() for metric in self.metrics}
+
+
+def test_a_train_step_of_the_users_own_is_measured_inside_and_its_output_is_the_last_layer():
+    model = OwnStep()
+    model.compile("adam", "mse", metrics=["mae"])
+    x = models.inputs(examples=64)
+    callback = MonitorCallback("own", statistics_every=1)
+    model.fit(x, x[:, :1], batch_size=16, verbose=0, callbacks=[callback])
+    assert of_kind(callback.recording, protocol.Problem) == []
+    found = series(callback.recording)
+    assert all(np.isfinite(found[name]).all() for name in ("loss", "mae", "grad_norm"))
+    (output,) = of_kind(callback.recording, protocol.ModelBuilt)[-1].outputs
+    assert (output.layer, output.units, output.activation) == ("end", 1, "linear")
+
+
+def test_how_far_an_embedding_moves_is_known_where_its_update_has_no_known_shape():
+    """Adadelta's update of a sparse gradient is of single rows, and TensorFlow does not know how many."""
+    tokens = np.random.default_rng(0).integers(0, 50, (16, 8))
+    model = keras.Sequential(
+        [
+            keras.Input((8,)),
+            keras.layers.Embedding(50, 4, name="words"),
+            keras.layers.GlobalMaxPooling1D(),
+            keras.layers.Dense(4, activation="softmax"),
+        ]
+    )
+    model.compile(keras.optimizers.Adadelta(1.0), "sparse_categorical_crossentropy")
+    before = model.get_layer("words").get_weights()[0]
+    callback = MonitorCallback("words", statistics_every=1)
+    model.fit(tokens, tokens[:, 0] % 4, batch_size=16, verbose=0, callbacks=[callback])
+    assert of_kind(callback.recording, protocol.Problem) == []
+    moved = np.linalg.norm(model.get_layer("words").get_weights()[0] - before)
+    place = next(
+        place
+        for statistic in layout(callback.recording).statistics
+        if statistic.name == "update_norm"
+        for place, label in enumerate(statistic.labels)
+        if "words" in label
+    )
+    np.testing.assert_allclose(samples(callback.recording)[1]["update_norm"][0, place], moved, rtol=1e-4)
+
+
 def test_a_batch_without_weight_counts_as_zero_as_keras_does():
     x = models.inputs(examples=64)
     model = classifier()

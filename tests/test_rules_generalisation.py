@@ -216,7 +216,7 @@ def test_a_training_that_somebody_stopped_is_not_too_short():
     assert "planned" in too_short.lacks(Case(session)) or not too_short.lacks(Case(session))
     early = too_short.HEALTHY["it still falls, and half of the epochs are to come"]()
     early.apply(RunEnded(step=early.step, outcome="stopped"))
-    assert too_short.lacks(Case(early)) == "only 150 of the 300 planned steps are done"
+    assert too_short.lacks(Case(early)) == "it was stopped after 150 of the 300 planned steps"
 
 
 def test_the_penalty_is_that_of_keras():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import keras
@@ -80,13 +81,20 @@ def _outputs_without_graph(model: keras.Model) -> tuple[Output, ...]:
     if isinstance(loss, list | tuple) and len(loss) != 1:
         return tuple(_described(f"output_{at}", _End("", "", 0, False), part) for at, part in enumerate(loss))
     last = None
-    for layer in model._flatten_layers(include_self=False, recursive=True):
+    for layer in _in_order(model):
         if layer._trainable_variables or layer._non_trainable_variables:
             last = layer
     if last is None:
         return ()
     end = _End(last.name, activation_name(last), units_of(last, settings_of(last)), _keeps_dtype(last))
     return (_described("output", end, loss[0] if isinstance(loss, list | tuple) else loss),)
+
+
+def _in_order(layer: keras.layers.Layer) -> Iterator[keras.layers.Layer]:
+    """All layers inside, in the order in which each was given them."""
+    for part in layer._flatten_layers(include_self=False, recursive=False):
+        yield part
+        yield from _in_order(part)
 
 
 def _graph_outputs(model: keras.Model) -> tuple[list[Any], Any]:

@@ -176,7 +176,7 @@ class Probe:
 
     def row(self, step: CapturedStep, logs: Any) -> list[Tensor]:
         """This step's row: a float32 scalar for each series, and more where replicas are to be joined."""
-        cells = self._cells(step, logs if isinstance(logs, dict) else {})
+        cells = self._cells(step, _flat(logs))
         nan = ops.convert_to_tensor(float("nan"), "float32")
         return [ops.cast(cells.get(series.name, nan), "float32") for series in self._columns]
 
@@ -250,6 +250,14 @@ _EXPECTED = {
     "learning_rate": "the train step uses no optimizer that has one",
     "grad_norm": "the train step does not call optimizer.apply",
 }
+
+
+def _flat(logs: Any) -> dict[str, Any]:
+    """Name → value, as Keras reads what a step returns: several metrics may come as a dictionary of their own."""
+    found: dict[str, Any] = {}
+    for name, value in logs.items() if isinstance(logs, dict) else ():
+        found |= _flat(value) if isinstance(value, dict) else {name: value}
+    return found
 
 
 def _unscaled(norm: Tensor, step: CapturedStep) -> Tensor:

@@ -346,7 +346,7 @@ def _validated_gap(case: Case) -> Evidence | None:
 
 def _outliers(case: Case) -> _Fault | None:
     known = case.inputs
-    if known is None or known.farthest < FAR:
+    if known is None or known.farthest < FAR or case.inputs_are_names:
         return None
     wrong = trouble(case)
     text = (

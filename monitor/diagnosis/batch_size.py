@@ -67,11 +67,11 @@ def _too_large(case: Case, size: float) -> Finding | None:
     if total > FEW_STEPS or case.non_finite_from is not None or not _far_from_done(case):
         return None
     pairs = motion.pairs(case)
-    whole = bool(case.data and case.data.examples and size >= case.data.examples)
-    what = "the whole data set" if whole or per_epoch == 1 else f"{size:,.0f} examples"
+    of_all = (case.data.examples if case.data else None) or math.inf
+    what = "the whole data set" if size >= of_all or per_epoch == 1 else f"{size:,.0f} examples"
     evidence = [
         Evidence(
-            f"a step takes {what} ({size:,.0f} examples): {per_epoch} an epoch, {total:,} in all",
+            f"a step takes {what} ({min(size, of_all):,.0f} examples): {per_epoch} an epoch, {total:,} in all",
             case.step - 1,
             {"batch_size": size, "steps": total},
         ),
@@ -79,7 +79,7 @@ def _too_large(case: Case, size: float) -> Finding | None:
     ]
     confidence = 0.65 if total > FEW_STEPS / 2 else 0.75
     if pairs is not None and pairs.noise_scale * 4 < size:
-        text = f"the gradient noise scale is {pairs.noise_scale:,.0f} examples: larger batches hardly help"
+        text = f"the gradient noise scale is {pairs.noise_scale:,.2g} examples: larger batches hardly help"
         evidence.append(Evidence(text, case.step - 1, {"noise_scale": pairs.noise_scale}))
         confidence += 0.1
     return Finding(

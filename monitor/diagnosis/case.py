@@ -43,6 +43,14 @@ RECENT_ROWS: Final = 8
 """Sampled rows that count as now."""
 BARELY: Final = 0.1
 """A lift below this is guessing: with K classes, a tenth of the way from the majority's share to all right."""
+REGRESSION: Final = frozenset(
+    {
+        *("mean_squared_error", "mean_absolute_error", "mean_absolute_percentage_error"),
+        *("mean_squared_logarithmic_error", "huber", "log_cosh"),
+        *("mse", "mae", "mape", "msle", "logcosh"),
+    }
+)
+"""Distances between numbers."""
 LEVEL: Final = 0.05
 """Lift behind nearest neighbours that their own error of a few hundred examples may make."""
 
@@ -206,6 +214,16 @@ class Case:
     def inputs(self) -> InputData | None:
         """The first input array. `None`: not known."""
         return self.data.inputs[0] if self.data and self.data.inputs else None
+
+    @cached_property
+    def inputs_are_names(self) -> bool:
+        """Whether an embedding takes the inputs: numbers of words or classes, which say nothing by their size."""
+        for layer in self.layers:
+            if layer.class_name in ("Embedding", "TextVectorization", "StringLookup"):
+                return True
+            if layer.kernel_shape:
+                return False
+        return False
 
     @property
     def target(self) -> TargetData | None:
@@ -375,7 +393,7 @@ class Case:
             return self._balanced_lift
         if base.classes > 1 and self.accuracy is not None:
             return (self.accuracy - base.majority) / max(1.0 - base.majority, 1e-9)
-        if self.task in ("regression", "unknown") and base.variance > 0:
+        if self.task in ("regression", "unknown") and base.variance > 0 and self._aims_at_the_mean:
             squared = self.squared_error
             return None if squared is None else 1.0 - squared / base.variance
         return None
@@ -481,6 +499,14 @@ class Case:
         unseen = max(0.0, 1 - examples / of_all)
         error = math.sqrt(max(accuracy * (1 - accuracy), 1e-4) / examples * unseen)
         return 2 * error / max(1 - base.majority, 1e-9)
+
+    @property
+    def _aims_at_the_mean(self) -> bool:
+        """Whether the squared error tells how good it is: a quantile, or a loss that is not known, aims elsewhere."""
+        loss = self.output.loss if self.output else ""
+        return loss in REGRESSION or any(
+            name in self.session.metric_series() for name in ("mse", "mean_squared_error")
+        )
 
     @cached_property
     def _target_variance(self) -> float | None:

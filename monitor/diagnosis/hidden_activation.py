@@ -291,6 +291,8 @@ def _remedies(layers: tuple[Layer, ...]) -> tuple[Remedy, ...]:
         f'kernel_initializer="he_normal")  # {layer.name}'
         for layer in layers[:8]
     ]
+    if len(layers) > len(lines):
+        lines.append(f"# and so the {len(layers) - len(lines)} layers after these")
     return (
         Remedy("relu with the initializer that fits it (or gelu, swish)", code="\n".join(lines)),
         Remedy(

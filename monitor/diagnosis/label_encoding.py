@@ -32,7 +32,7 @@ import numpy as np
 
 from client_callback.wire.protocol import Output, SignalProbe, Summary
 from monitor.diagnosis import experiments, motion
-from monitor.diagnosis.case import Case
+from monitor.diagnosis.case import REGRESSION, Case
 from monitor.diagnosis.epochs import come, reached, validated_lift
 from monitor.diagnosis.examples import Sampled, falling, flat, labelled, trained, trained_on
 from monitor.diagnosis.finding import Evidence, Finding, Remedy, Rule, Severity
@@ -40,7 +40,6 @@ from monitor.diagnosis.targets import (
     BINARY,
     CATEGORICAL,
     HINGE,
-    REGRESSION,
     SPARSE,
     Targets,
     fitting,
@@ -319,7 +318,7 @@ class _Unrelated(NamedTuple):
 
 
 def _unrelated(case: Case, targets: Targets) -> _Unrelated | None:
-    signal = case.data.signal if case.data else None
+    signal = case.data.signal if case.data and not case.inputs_are_names else None
     probed = signal is not None and signal.examples >= LEAST_PROBED
     at_chance = probed and signal is not None and _at_chance(case, signal)
     if (probed and not at_chance) or (signal is not None and _far_above_chance(signal)):
@@ -347,7 +346,7 @@ def _apart(case: Case, targets: Targets) -> Finding | None:
         found = _unrelated(case, targets)
     if found is None:
         return None
-    confidence = 0.65 if found.at_chance and found.useless else 0.5 if found.by_heart else 0.45
+    confidence = 0.65 if found.at_chance and found.useless else 0.55 if found.by_heart else 0.45
     tried = experiments.one_batch(case)
     if tried is not None:
         confidence += 0.1 if tried[0] else -0.1  # what cannot learn even one batch has another fault
@@ -375,7 +374,7 @@ def _apart(case: Case, targets: Targets) -> Finding | None:
 
 
 def _of_unrelated(case: Case, found: _Unrelated) -> list[Evidence]:
-    signal, lift = case.data.signal if case.data else None, case.lift
+    signal, lift = case.data.signal if case.data and not case.inputs_are_names else None, case.lift
     evidence = []
     if signal is not None:
         evidence.append(

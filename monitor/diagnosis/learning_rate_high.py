@@ -61,6 +61,8 @@ FAR_OUT: Final = 100.0
 """Times the usual rate: Adam at 0.1."""
 FAR_OUT_SGD: Final = 1_000.0
 """Plain SGD may well be run at 1 on normalised networks."""
+ORDINARY: Final = 2e-3
+"""‖Δw‖ / ‖w‖ of a step that is no longer than usual."""
 AGAINST: Final = -0.3
 """Mean cosine of successive gradients; noise alone gives about 0. Where only the output's bias still learns, batches
 without replacement gave -0.2 to -0.35, so this counts beside other harm alone."""
@@ -99,6 +101,8 @@ def check(case: Case) -> list[Finding]:
     scaled = case.optimizer is not None and case.optimizer.name in motion.SCALED_BY_GRADIENT
     high = factor >= (HIGH_FACTOR_SGD if scaled else HIGH_FACTOR)
     harm = _harm(case, settles=not restless)
+    if moved is not None and moved.first < ORDINARY and moved.newest < ORDINARY and not _wild(case):
+        return []  # whatever the rate, steps are short
     if not harm or not (long or high or (restless and not scaled)):
         return []
     evidence = [_of_steps(case, moved, factor), *(one.evidence for one in harm)]

@@ -152,6 +152,11 @@ def _finding(case: Case, flat: _Flat, *, first_level: float, over: bool) -> Find
             )
         evidence.append(Evidence(f"it began at {first_level:.4g}", 0, {"loss": first_level}))
         remedies = (Remedy("Nothing more to gain here, if validation agrees: stop", "stop"),)
+    elif case.progress.trend == "falling":
+        title, confidence = (
+            "Hardly any progress",
+            0.2,
+        )  # of another stretch, or beside a first loss that was huge
     elif _may_still_begin(case, flat, first_level):
         title, confidence = "No progress yet", 0.3
         evidence.append(
@@ -252,6 +257,7 @@ def _remedies(case: Case, flat: _Flat) -> tuple[Remedy, ...]:
     return (
         *_tried(case, flat),
         trial,
+        *([experiments.FIND_OUT] if case.guessing and experiments.one_batch(case) is None else []),
         Remedy("Lower the learning rate", f"lr /10{back}"),
         Remedy("Or raise it, to leave a flat region", "lr x3"),
         switch,
@@ -260,7 +266,6 @@ def _remedies(case: Case, flat: _Flat) -> tuple[Remedy, ...]:
             if name != "sgd" or back
             else []
         ),
-        *([experiments.FIND_OUT] if experiments.one_batch(case) is None else []),
     )
 
 

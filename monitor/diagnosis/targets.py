@@ -27,15 +27,6 @@ BINARY: Final = frozenset({"binary_crossentropy", "binary_focal_crossentropy"})
 HINGE: Final = frozenset({"hinge", "squared_hinge"})
 """That take −1 and 1, and turn 0 and 1 into these."""
 CROSS_ENTROPIES: Final = CATEGORICAL | SPARSE | BINARY
-REGRESSION: Final = frozenset(
-    {
-        *("mean_squared_error", "mean_absolute_error", "mean_absolute_percentage_error"),
-        *("mean_squared_logarithmic_error", "huber", "log_cosh"),
-        *("mse", "mae", "mape", "msle", "logcosh"),
-    }
-)
-"""Distances between numbers."""
-
 TOLERANCE: Final = 1e-3
 """Of a range: numbers nearer than this count as equal, since tables are float32."""
 ROWS: Final = 16

@@ -60,6 +60,8 @@ def lacks(case: Case) -> str:
     """The end in sight, and enough losses to see a trend in."""
     session = case.session
     total = session.total_steps
+    if session.ended is not None and total is not None and case.step < NEARLY_OVER * total:
+        return f"it was stopped after {case.step:,} of the {total:,} planned steps"
     if session.ended is None or session.ended.outcome != "finished":
         if total is None:
             return "how many steps are planned is not known"

@@ -23,7 +23,7 @@ import numpy as np
 
 from client_callback.wire.protocol import Float64, Layer
 from monitor.diagnosis.case import Case
-from monitor.diagnosis.epochs import Sides, lacks_validations, sides, validated_accuracy
+from monitor.diagnosis.epochs import Sides, lacks_validations, sides, validated_accuracy, validated_lift
 from monitor.diagnosis.examples import dense, session_of, trained_on
 from monitor.diagnosis.finding import Evidence, Finding, Remedy, Rule
 from monitor.diagnosis.trouble import LATE_EPOCHS
@@ -41,6 +41,8 @@ STRONG: Final = 0.25
 """Share of the signal that all dropout together takes away, 1 − Π(1 − rate), from which on it can explain so much."""
 FINE: Final = 0.8
 """A training lift from here on is nobody's trouble."""
+BEARABLE: Final = 0.65
+"""The same where what acts in training explains it and validation is fine: strong augmentation makes that of it."""
 OFF_AT_VALIDATION: Final = ("Dropout", "GaussianNoise", "Random", "MixUp", "CutMix", "AugMix", "RandAugment")
 """Class names of layers, or their parts, that act in training only."""
 
@@ -70,7 +72,8 @@ def check(case: Case) -> list[Finding]:
     if not suspicious:
         return []
     causes, explained = _acting_in_training_only(case)
-    bad = (case.lift is None or case.lift < FINE) and not (explained and _early(case))
+    well = (validated_lift(case) or 0.0) >= FINE and (case.lift or 0.0) >= BEARABLE
+    bad = (case.lift is None or case.lift < FINE) and not (explained and (_early(case) or well))
     onset = int(np.argmax(losses.validation < LOWER * losses.training)) if lower.any() else 0
     evidence = [
         Evidence(

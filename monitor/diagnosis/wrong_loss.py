@@ -23,7 +23,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from client_callback.wire.protocol import Output
-from monitor.diagnosis.case import Case
+from monitor.diagnosis.case import REGRESSION, Case
 from monitor.diagnosis.examples import Sampled, falling, flat, labelled, trained, trained_on
 from monitor.diagnosis.finding import Evidence, Finding, Remedy, Rule, Severity
 from monitor.diagnosis.targets import (
@@ -31,7 +31,6 @@ from monitor.diagnosis.targets import (
     CATEGORICAL,
     CROSS_ENTROPIES,
     HINGE,
-    REGRESSION,
     SPARSE,
     Targets,
     fitting,

@@ -25,7 +25,7 @@ import msgspec
 import numpy as np
 
 from client_callback.wire.protocol import Layer, Output
-from monitor.diagnosis.case import Case
+from monitor.diagnosis.case import REGRESSION, Case
 from monitor.diagnosis.examples import Sampled, falling, flat, labelled, trained, trained_on
 from monitor.diagnosis.finding import Evidence, Finding, Remedy, Rule, Severity
 from monitor.diagnosis.targets import (
@@ -33,7 +33,6 @@ from monitor.diagnosis.targets import (
     CATEGORICAL,
     CROSS_ENTROPIES,
     HINGE,
-    REGRESSION,
     SPARSE,
     Targets,
     fitting,

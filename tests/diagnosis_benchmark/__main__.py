@@ -96,6 +96,9 @@ def _score(options: argparse.Namespace, folder: Path, outcomes: Sequence[Outcome
             steps_per_epoch=one.steps_per_epoch,
             score=one.score,
             judgement=judgement,
+            own_signs=cases[one.case].own_signs,
+            sound=cases[one.case].sound,
+            higher_is_better=one.higher_is_better,
         )
         for one, judgement in zip(usable, judgements, strict=True)
     ]

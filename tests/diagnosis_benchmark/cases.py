@@ -37,6 +37,8 @@ class Case:
     """Rules that count as right. Empty: none should speak."""
     own_signs: bool = False
     """Whether it need not be worse than its twin on held-out data."""
+    sound: str = ""
+    """The case that is the same without the fault. Empty: none is, or it is that itself."""
 
     @property
     def sick(self) -> bool:
@@ -71,6 +73,7 @@ def all_cases() -> dict[str, Case]:
                 ailment.name,
                 ailment.accepted,
                 ailment.own_signs,
+                f"twin:{ailment.key}" if ailment.repaired else f"healthy:{ailment.base}",
             )
         )
         if ailment.repaired:

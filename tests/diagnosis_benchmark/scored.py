@@ -10,6 +10,10 @@ from statistics import median
 
 from tests.diagnosis_benchmark.judged import Judgement
 
+HARMLESS = 0.01
+"""An ailing run must be worse than its sound twin's median by so much of accuracy, R² or log loss."""
+FAILED = 0.1
+"""A sound run that is so much worse than the median of its seeds has failed by itself."""
 MARGIN = 0.005
 """A remedy that moves the held-out score by less has changed nothing."""
 
@@ -28,6 +32,10 @@ class Run:
     steps_per_epoch: int
     score: float
     judgement: Judgement
+    own_signs: bool = False
+    sound: str = ""
+    """The case without the fault, as in `Case`."""
+    higher_is_better: bool = True
     remedy: Remedy | None = None
     """`None`: none was applied."""
 
@@ -87,6 +95,27 @@ class Well:
     ever: float
     critical: float
     """With a finding of the highest severity at any step."""
+
+
+def mislabelled(runs: Sequence[Run]) -> list[Run]:
+    """Runs that are not what their case says, by their held-out score: chance has made some faults harmless on a
+    seed, and some sound trainings fail. The others of the case, or of its twin, on all seeds tell.
+    """
+    by_case: dict[str, list[float]] = {}
+    for run in runs:
+        if not math.isnan(run.score):
+            by_case.setdefault(run.case, []).append(run.score)
+    found = []
+    for run in runs:
+        usual = by_case.get(run.sound if run.kind == "ailing" else run.case)
+        if not usual or math.isnan(run.score):
+            continue
+        behind = (median(usual) - run.score) * (1 if run.higher_is_better else -1)
+        if run.kind == "ailing" and not run.own_signs and behind < HARMLESS:
+            found.append(run)
+        if run.kind in ("healthy", "twin") and behind > FAILED:
+            found.append(run)
+    return found
 
 
 def sick(runs: Sequence[Run]) -> Sick:

@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 
-from tests.diagnosis_benchmark.scored import Run, Sick, named, sick, well
+from tests.diagnosis_benchmark.scored import Run, Sick, mislabelled, named, sick, well
 
 PARTS = (("tuning", False), ("reported", True))
 SICK = ("ailing", "mutant")
@@ -19,6 +19,8 @@ def report(runs: Sequence[Run]) -> str:
 
 
 def _lines(runs: Sequence[Run]) -> Iterator[str]:
+    wrong = mislabelled(runs)
+    runs = [run for run in runs if run not in wrong]
     for title, reported in PARTS:
         part = [run for run in runs if run.reported == reported]
         if part:
@@ -28,6 +30,7 @@ def _lines(runs: Sequence[Run]) -> Iterator[str]:
         yield from _groups("cause", ailing, lambda run: run.cause)
         yield from _groups("data set", ailing, lambda run: run.dataset)
     yield from _failures(runs)
+    yield from _mislabelled(wrong)
     yield from _alarms(runs)
     yield from _misses(ailing)
     yield from _remedies(ailing)
@@ -77,6 +80,15 @@ def _groups(title: str, runs: Sequence[Run], key: Callable[[Run], str]) -> Itera
             f"{_percent(figures.first_three):>8}{_number(figures.steps_to_first):>8}"
             f"{_number(figures.epochs_to_first, 1):>8}  {_remedy_counts(figures)}"
         )
+
+
+def _mislabelled(runs: Sequence[Run]) -> Iterator[str]:
+    yield ""
+    yield f"not counted, for they turned out otherwise ({len(runs)}):"
+    for run in sorted(runs, key=lambda run: (run.case, run.seed)):
+        word = "does no harm" if run.kind == "ailing" else "fails by itself"
+        said = ", ".join(run.judgement.end.rules[:3]) or "nothing"
+        yield f"  {run.case} seed {run.seed}: {word} (score {run.score:.3f}); said {said}"
 
 
 def _failures(runs: Sequence[Run]) -> Iterator[str]:

@@ -504,22 +504,25 @@ class Driver:
         return 2.0 * tf.stack(self._half_squares(tensors))
 
     def _half_squares(self, tensors: list[Tensor]) -> list[Tensor]:
-        return [tf.nn.l2_loss(tf.cast(self.entries(tensor)[0], tf.float32)) for tensor in tensors]
+        return [tf.nn.l2_loss(tf.cast(self._summed(tensor), tf.float32)) for tensor in tensors]
 
     def entries(self, gradient: Tensor) -> tuple[Tensor, int]:
-        """Rows of `IndexedSlices` may repeat and then add up.
+        """Those that are not known to be 0, and how many there are in all."""
+        return self._summed(gradient), math.prod(gradient.shape)
+
+    def _summed(self, gradient: Tensor) -> Tensor:
+        """Rows of `IndexedSlices` may repeat and then add up. The shape of the whole need not be known.
 
         XLA knows no shapes that depend on values, so there the gradient is made dense.
         """
-        size = math.prod(gradient.shape)
         if not isinstance(gradient, tf.IndexedSlices):
-            return gradient, size
+            return gradient
         if self.compiled:
-            return tf.convert_to_tensor(gradient), size
+            return tf.convert_to_tensor(gradient)
         rows, position = tf.unique(tf.reshape(gradient.indices, [-1]))
         summed = tf.math.unsorted_segment_sum(gradient.values, position, tf.size(rows))
-        summed.set_shape([None, *gradient.shape[1:]])
-        return summed, size
+        summed.set_shape([None, *gradient.values.shape[1:]])
+        return summed
 
 
 def _has_random_state() -> bool:
