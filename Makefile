@@ -12,14 +12,18 @@ INSTALL := python -m pip install --quiet --disable-pip-version-check
 LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 NEW_ENOUGH = $(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit(f"unstuck needs Python 3.11 or newer; $(PYTHON) is {sys.version.split()[0]}. Name another one: make setup PYTHON=python3.12")'
 
-.PHONY: demo test test-jax test-torch setup check format rules lock bench benchmark-diagnosis clean
+.PHONY: demo test test-thorough test-jax test-torch setup check format rules lock bench benchmark-diagnosis clean
 
 demo: setup
 	@$(BIN)/unstuck demo
 
-# Every check, and all tests on TensorFlow.
+# Every check, and the tests on TensorFlow.
 test: check
-	@KERAS_BACKEND=tensorflow $(BIN)/$(PYTEST)
+	@KERAS_BACKEND=tensorflow $(BIN)/$(PYTEST) -m "not thorough"
+
+# On TensorFlow what those test in further ways of training: several replicas, mixed precision, long demos.
+test-thorough: setup
+	@KERAS_BACKEND=tensorflow $(BIN)/$(PYTEST) -m thorough
 
 # On JAX those tests that run on every backend.
 test-jax: setup

@@ -123,6 +123,7 @@ def test_the_starting_weights_learn_with_sgd_at_a_hundredth_of_the_rate(recordin
     assert history["val_accuracy"][-1] > 0.70
 
 
+@pytest.mark.thorough
 def test_one_command_rescues_the_heart_run_while_it_trains(monkeypatch, tmp_path) -> None:
     """`python -m demos.rescue` does so on five seeds."""
     monkeypatch.setenv("UNSTUCK_HOME", str(tmp_path))

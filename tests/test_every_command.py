@@ -47,7 +47,13 @@ if BACKEND == "tensorflow":
     }
 
 
-@pytest.fixture(scope="module", params=[name for name, cell in CELLS.items() if BACKEND in cell.backends])
+def ways_of_training() -> list[Any]:
+    """The first stands for all in the quick tests."""
+    names = [name for name, cell in CELLS.items() if BACKEND in cell.backends]
+    return [names[0], *(pytest.param(name, marks=pytest.mark.thorough) for name in names[1:])]
+
+
+@pytest.fixture(scope="module", params=ways_of_training())
 def cell(request, tmp_path_factory) -> tuple[str, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("table")
     with pytest.MonkeyPatch.context() as patch:

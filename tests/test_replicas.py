@@ -16,6 +16,7 @@ from client_callback.wire import protocol
 from tests.recorded import of_kind, samples, series
 
 pytestmark = [
+    pytest.mark.thorough,
     pytest.mark.every_backend,
     pytest.mark.skipif(keras.backend.backend() == "torch", reason="Keras has no data parallelism on torch"),
 ]

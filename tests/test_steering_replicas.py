@@ -15,6 +15,7 @@ from keras.optimizers.schedules import CosineDecay
 from tests.steered_fit import BACKEND, looped
 
 pytestmark = [
+    pytest.mark.thorough,
     pytest.mark.every_backend,
     pytest.mark.skipif(BACKEND == "torch", reason="Keras trains on one device there"),
 ]
