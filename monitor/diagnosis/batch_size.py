@@ -94,7 +94,9 @@ def _too_large(case: Case, size: float) -> Finding | None:
         "or two, far too few to learn.",
         remedies=(
             Remedy("Smaller batches", code=f"model.fit(x, y, batch_size={USUAL}, …)"),
-            Remedy("Until then longer steps, which so large a batch allows", "lr x4"),
+            Remedy(
+                "With longer steps, which so large a batch allows", code="learning_rate = 4 * learning_rate"
+            ),
             Remedy("Or many more epochs", code="model.fit(x, y, epochs=500, …)"),
         ),
     )

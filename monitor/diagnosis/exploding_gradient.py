@@ -132,12 +132,14 @@ def _finding(case: Case, first: float, highest: float, around: int, *, huge: boo
 def _remedies(case: Case) -> tuple[Remedy, ...]:
     name = case.optimizer.class_name if case.optimizer else "SGD"
     rate = case.learning_rate or 0.01
-    live = (
-        Remedy("Back to the start, with the gradient's norm clipped", "set global_clipnorm=1 from start"),
-        Remedy("Or with a hundredth of the rate", "lr /100 from start"),
-    )
     target = case.target
     spread = target.values.std if target is not None and not target.classes else math.nan
+    clipped = Remedy(
+        "Back to the start, with the gradient's norm clipped", "set global_clipnorm=1 from start"
+    )
+    slower = Remedy("Back to the start, with a hundredth of the rate", "lr /100 from start")
+    # To large targets it is a long way, which steps of a fixed length do not get far on.
+    live = (slower, clipped) if spread > motion.LARGE_INPUTS else (clipped, slower)
     scaled = Remedy(
         f"Next run: targets of ordinary size (they spread by {spread:.3g})",
         code="y = (y - y.mean()) / y.std()",

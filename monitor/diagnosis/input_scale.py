@@ -284,7 +284,8 @@ def _remedies(case: Case, sizes: _Sizes) -> tuple[Remedy, ...]:
         else "scale = keras.layers.Normalization()\nscale.adapt(x_train)\n# and `scale` as the first layer"
     )
     remedies = [scale, Remedy("Or let a first layer do it", code=inside)]
-    if sizes.size >= LARGE and not case.session.ended:
+    # Plain gradient descent crawls along the ravine at any rate that it bears.
+    if sizes.size >= LARGE and not case.session.ended and not _follows_size(case):
         remedies.append(
             Remedy(
                 "Without stopping: back to the start with a rate that suits such inputs",

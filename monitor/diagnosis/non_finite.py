@@ -60,11 +60,21 @@ def check(case: Case) -> list[Finding]:
             evidence=tuple(evidence),
             explanation="A NaN or infinity has entered the calculation; once it is in the weights, every later step "
             "is NaN too, so training on is wasted.",
-            remedies=_REMEDIES if lasting else (),
+            remedies=() if not lasting else _REMEDIES if first > 0 else _OF_THE_FIRST_STEP,
         )
     ]
 
 
+_CHECK = Remedy("Check inputs and targets for NaN, and logarithms or divisions of your own for zeros")
+_OF_THE_FIRST_STEP = (
+    Remedy(
+        "No rate has done this: before the first update the calculation itself gave it",
+        code="# keep what goes into these away from 0 and below\n"
+        "keras.ops.log(x + 1e-7), keras.ops.sqrt(x + 1e-7), a / (b + 1e-7)",
+    ),
+    _CHECK,
+    Remedy("Stop it", "stop"),
+)
 _REMEDIES = (
     Remedy("Weights that are NaN stay NaN: back to the start, with a tenth of the rate", "lr /10 from start"),
     Remedy("Hold the training while you look", "pause"),
@@ -72,7 +82,7 @@ _REMEDIES = (
     Remedy(
         "Next run: clip the gradients", code="keras.optimizers.Adam(learning_rate=1e-4, global_clipnorm=1.0)"
     ),
-    Remedy("Check inputs and targets for NaN, and logarithms or divisions of your own for zeros"),
+    _CHECK,
 )
 
 

@@ -128,6 +128,7 @@ def _dropout(case: Case) -> _Weight | None:
     names = ", ".join(layer.name for layer, _ in heavy)
     most = max(rate for _, rate in heavy)
     values = " ".join(f"{layer.name}.rate=0.2" for layer, _ in heavy)
+    back = " from start" if case.guessing else ""  # what was done under so much noise may be beyond repair
     return _Weight(
         f"Too much dropout: {most:.0%} of the units in {names}",
         [
@@ -135,7 +136,7 @@ def _dropout(case: Case) -> _Weight | None:
             for layer, rate in heavy
         ],
         [
-            Remedy("Drop fewer units", f"set {values}"),
+            Remedy("Drop fewer units", f"set {values}{back}"),
             Remedy(
                 "`rate` is the share that is dropped, not the one that is kept",
                 code="\n".join(f"keras.layers.{layer.class_name}(0.2)," for layer, _ in heavy),

@@ -180,7 +180,7 @@ def _remedies(epochs: int, *, tiny: bool) -> tuple[Remedy, ...]:
         code=f"model.fit(..., epochs={max(20, 4 * epochs)}, validation_split=0.2, callbacks=[\n"
         "    keras.callbacks.EarlyStopping(patience=5, restore_best_weights=True)])",
     )
-    faster = Remedy("While steps are left: larger ones", "lr x3 unless loss rises 20% in 100 steps")
+    faster = Remedy("Or with larger steps", code="learning_rate = 3 * learning_rate")
     return (faster, longer) if tiny else (longer, faster)
 
 
