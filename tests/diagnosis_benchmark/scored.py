@@ -52,7 +52,9 @@ class Remedy:
 
     @property
     def outcome(self) -> str:
-        """`refused`, `helped`, `nothing` or `harmed`."""
+        """`refused`, `undecided` (a trial that put everything back), `helped`, `nothing` or `harmed`."""
+        if self.command.startswith("trial ") and self.gain == 0:
+            return "undecided"
         if not self.reply.startswith(("applied", "planned", "ineffective")):
             return "refused"
         if math.isnan(self.gain) or self.gain < -MARGIN:
@@ -81,8 +83,9 @@ class Sick:
 
     @property
     def helped(self) -> float:
-        """Share of the remedies that were carried out."""
-        carried_out = sum(count for outcome, count in self.remedies.items() if outcome != "refused")
+        """Share of the remedies that changed the training."""
+        idle = ("refused", "undecided")
+        carried_out = sum(count for outcome, count in self.remedies.items() if outcome not in idle)
         return self.remedies.get("helped", 0) / carried_out if carried_out else math.nan
 
 
