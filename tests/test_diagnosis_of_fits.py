@@ -86,7 +86,8 @@ def test_no_rule_fails_and_none_is_alarmed_by_what_learns(target: str, feed: str
     y, *architecture = TARGETS[target]
     found = diagnosis_of(network(*architecture), feed, y)
     assert [silent for silent in found.silent if silent.failed] == []
-    assert [finding.title for finding in found.findings if finding.severity != "note"] == []
+    alarms = {finding.rule for finding in found.findings if finding.severity != "note"}
+    assert alarms <= {"too-short"}  # after five epochs some still improve
 
 
 @pytest.mark.filterwarnings("ignore:.*softmax over axis:UserWarning")
