@@ -384,7 +384,7 @@ class Case:
 
         Of classes: (accuracy − majority's share) / (1 − majority's share); where classes are weighted, the same of
         the mean recall, which always saying one class makes 1 / K. Of numbers: 1 − squared error / variance of
-        the targets. `None`: not known.
+        the targets, unless the loss aims at something else. `None`: not known.
         """
         base = self.baseline
         if base is None:

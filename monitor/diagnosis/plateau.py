@@ -153,10 +153,8 @@ def _finding(case: Case, flat: _Flat, *, first_level: float, over: bool) -> Find
         evidence.append(Evidence(f"it began at {first_level:.4g}", 0, {"loss": first_level}))
         remedies = (Remedy("Nothing more to gain here, if validation agrees: stop", "stop"),)
     elif case.progress.trend == "falling":
-        title, confidence = (
-            "Hardly any progress",
-            0.2,
-        )  # of another stretch, or beside a first loss that was huge
+        # It is one beside a first loss that was huge, or a while ago.
+        title, confidence = "Hardly any progress", 0.2
     elif _may_still_begin(case, flat, first_level):
         title, confidence = "No progress yet", 0.3
         evidence.append(
