@@ -109,7 +109,9 @@ class UnstuckApp(App[None]):
         self.source.close()
 
     def tick(self) -> None:
-        """Takes in what has arrived, and shows it."""
+        """Takes in what has arrived, and shows it; a timer may still ring once the screens are gone."""
+        if not self.is_running:
+            return
         update = self.source.poll()
         if update.reset:
             self.session = Session()

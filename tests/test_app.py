@@ -602,6 +602,13 @@ async def test_nothing_is_said_of_speed_while_the_training_is_paused():
         assert "steps/s" not in shown(app) and "ETA" not in shown(app)
 
 
+async def test_a_tick_while_the_program_ends_finds_no_screen_and_does_nothing():
+    async with running() as (app, pilot):
+        await pilot.pause()
+    assert not app.screen_stack
+    app.tick()
+
+
 async def test_z_gives_a_small_terminal_to_the_chart_then_to_the_panel_then_to_both():
     async with running(size=SMALL) as (app, pilot):
         displayed = []
