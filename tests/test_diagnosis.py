@@ -16,7 +16,7 @@ from monitor.diagnosis import non_finite, plateau
 from monitor.diagnosis.case import Case
 from monitor.diagnosis.engine import PERIOD_S, RULES, Engine, Silent, diagnose, examine
 from monitor.diagnosis.examples import noisy, session_of
-from monitor.diagnosis.finding import Finding, Rule
+from monitor.diagnosis.finding import Evidence, Finding, Rule
 from monitor.diagnosis.page import page
 from monitor.session import Session
 from tests.story import story
@@ -182,6 +182,16 @@ def test_a_cause_names_all_that_follows_from_it_and_takes_over_the_gravest():
     ]
     (only,) = examine(session_of({"loss": np.full(400, 1.0)}), rules).findings
     assert (only.rule, only.severity, set(only.symptoms)) == ("too-fast", "critical", {"dead", "stuck"})
+
+
+def test_what_a_trial_showed_of_a_symptom_stands_with_its_cause():
+    tried, read = Evidence("in a trial …", 300, by_trial=True), Evidence("the loss is flat", 200)
+    rules = [
+        saying(finding("stuck", 0.5, evidence=(read, tried))),
+        saying(finding("too-fast", 0.9, evidence=(Evidence("it swings"),)), ("stuck",)),
+    ]
+    (only,) = examine(session_of({"loss": np.full(400, 1.0)}), rules).findings
+    assert only.evidence == (Evidence("it swings"), tried)
 
 
 @pytest.mark.parametrize(

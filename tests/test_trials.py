@@ -320,17 +320,33 @@ def test_batches_are_altered_as_numpy_does_it():
     parts = [(X[:8], Y[:8]), (X[8:16] * [1, 1, 1, 1, 1, 0] * 40 + 7, Y[8:16]), (X[16:19], Y[16:19])]
     given = [tuple(keras.ops.convert_to_tensor(part) for part in (x.astype("float32"), y)) for x, y in parts]
     whole = np.concatenate([x for x, _ in parts]).astype("float32").astype("float64")
-    standard = [keras.ops.convert_to_numpy(x) for x, _ in altered(given, "standard-inputs")]
+    standard = [keras.ops.convert_to_numpy(x) for x, _ in altered(given, "standard-inputs", plain())]
     expected = (whole - whole.mean(axis=0)) / whole.std(axis=0)
     np.testing.assert_allclose(np.concatenate(standard), expected, rtol=1e-4, atol=1e-5)
-    for (x, y), (zero, same) in zip(given, altered(given, "zero-inputs"), strict=True):
+    for (x, y), (zero, same) in zip(given, altered(given, "zero-inputs", plain()), strict=True):
         assert same is y and zero.shape == x.shape and not keras.ops.convert_to_numpy(zero).any()
-    assert all(one is given[0] for one in altered(given, "one-batch"))
+    assert all(one is given[0] for one in altered(given, "one-batch", plain()))
 
 
-def test_inputs_that_are_whole_numbers_cannot_be_standardised():
-    with pytest.raises(Refused, match="int32 cannot be standardised"):
-        altered([(keras.ops.convert_to_tensor(Y), None)], "standard-inputs")
+def test_whole_numbers_are_standardised_where_they_are_amounts():
+    pixels = np.rint(np.clip(X * 40 + 128, 0, 255)).astype("uint8")
+    way = Way(feed=lambda: {"x": pixels, "y": Y, "batch_size": BATCH})
+    text = "trial keep standard-inputs for 15 steps"
+    done, alone = trained(way, {3: [text]}, epochs=1), trained(way, None, epochs=1)
+    (told,) = done.trials().values()
+    found = {result.text: result for result in told.results}
+    assert not any(result.note for result in told.results), told.results
+    assert found["standard-inputs"].score < 0.5 * found["keep"].score
+    assert done.history == alone.history
+
+
+def test_names_cannot_be_standardised():
+    reads = keras.Sequential([keras.Input((4,), dtype="int32"), layers.Embedding(9, 2), layers.Flatten()])
+    given = [(keras.ops.convert_to_tensor(np.arange(8, dtype="int32").reshape(2, 4)), None)]
+    with pytest.raises(Refused, match="int32 may be the names an Embedding looks up"):
+        altered(given, "standard-inputs", reads)
+    with pytest.raises(Refused, match="bool cannot be standardised"):
+        altered([(keras.ops.convert_to_tensor(Y > 0), None)], "standard-inputs", plain())
     with pytest.raises(CommandError, match="one-batch tries other data, which cannot be adopted"):
         commands.parse("trial keep one-batch for 10 steps --adopt")
 

@@ -212,7 +212,8 @@ def _iterator_maker(source: Any, batch: Any) -> Callable[[Sequence[Any]], Any]:
     """How to make, of some batches, an iterator that the train function takes as it takes `source`.
 
     On TensorFlow one of the same type, so that the function runs as it was traced: one that is given Python's
-    iterators runs another graph of the same step, whose random operations have another state.
+    iterators runs another graph of the same step, whose random operations have another state. Batches that a trial
+    made of another dtype are a graph of their own in any case.
     """
     if keras.backend.backend() != "tensorflow":
         return iter
@@ -222,6 +223,8 @@ def _iterator_maker(source: Any, batch: Any) -> Callable[[Sequence[Any]], Any]:
         dataset = tf.data.Dataset.from_tensors(batches[0])
         for one in batches[1:]:
             dataset = dataset.concatenate(tf.data.Dataset.from_tensors(one))
+        if _dtypes(dataset.element_spec) != _dtypes(source.element_spec):
+            return iter(batches)
         variant = tf.data.experimental.to_variant(dataset)
         return iter(tf.data.experimental.from_variant(variant, structure=source.element_spec))
 
@@ -232,6 +235,10 @@ def _iterator_maker(source: Any, batch: Any) -> Callable[[Sequence[Any]], Any]:
     except (ValueError, TypeError, NotImplementedError, tf.errors.OpError):
         return iter  # of a type that no dataset takes; Keras' train function runs it just the same
     return like_source
+
+
+def _dtypes(spec: Any) -> list[Any]:
+    return [part.dtype for part in keras.tree.flatten(spec)]
 
 
 def nbytes(batch: Any) -> int:

@@ -103,7 +103,7 @@ class Bench:
         """Trains on one batch after the other, or on what `data` makes of them, and tells the loss of each."""
         batches = self._batches.batches
         if data is not None:
-            batches = altered(batches, data.kind)
+            batches = altered(batches, data.kind, self.training.model)
         runner = self._runner()
         for batch in batches:
             yield runner.train(self._batches.alone(batch))

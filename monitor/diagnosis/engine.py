@@ -169,6 +169,8 @@ def _rank(finding: Finding) -> tuple[int, float, int]:
 def _without_symptoms(findings: Sequence[Finding], explains: Mapping[str, frozenset[str]]) -> list[Finding]:
     """A finding that another explains is named in that one's `symptoms`, and hands its gravity on if greater.
 
+    What a trial showed is handed on too: somebody asked for it, and waits for the answer.
+
     What a note says explains nothing: it may not even be a fault. A cause must have set in before its symptom was
     last seen, and be hardly less sure: a guess does not explain what was measured.
     """
@@ -193,7 +195,11 @@ def _without_symptoms(findings: Sequence[Finding], explains: Mapping[str, frozen
         own = [findings[other] for other in cause_of if root(other) == place]
         gravest = min([finding, *own], key=_gravity).severity
         symptoms = tuple(dict.fromkeys(one.rule for one in own))
-        kept.append(finding._replace(symptoms=symptoms, severity=gravest))
+        tried = [
+            one for found in own for one in found.evidence if one.by_trial and one not in finding.evidence
+        ]
+        evidence = (*finding.evidence, *tried)
+        kept.append(finding._replace(symptoms=symptoms, severity=gravest, evidence=evidence))
     return sorted(kept, key=_rank)
 
 

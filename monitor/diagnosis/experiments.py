@@ -76,7 +76,9 @@ class Compared(NamedTuple):
             f"in a trial from step {self.trial.start:,}, {self.other.text} came to a loss of {self.other.score:.4g}, "
             f"{self.kept.text} to {self.kept.score:.4g}: {meaning}"
         )
-        return Evidence(text, self.trial.start, {"loss": self.other.score, "kept": self.kept.score})
+        return Evidence(
+            text, self.trial.start, {"loss": self.other.score, "kept": self.kept.score}, by_trial=True
+        )
 
 
 @per_case
@@ -123,7 +125,7 @@ def one_batch(case: Case) -> tuple[bool, Evidence] | None:
                 f"from {first:.4g} to {result.score:.4g}"
             )
             text += ", so model and optimizer can learn" if learned else ": hardly anything of it was learned"
-            return learned, Evidence(text, trial.start, {"first": first, "loss": result.score})
+            return learned, Evidence(text, trial.start, {"first": first, "loss": result.score}, by_trial=True)
     return None
 
 

@@ -37,6 +37,8 @@ class Evidence(NamedTuple):
     """When it was so, or from when on. `None`: known before the first step."""
     numbers: Mapping[str, float] = {}
     """The same numbers by name, for programs."""
+    by_trial: bool = False
+    """Whether an experiment that somebody asked for showed it: a cause that explains the finding shows it too."""
 
 
 class Finding(NamedTuple):

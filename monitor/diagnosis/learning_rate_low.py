@@ -215,7 +215,8 @@ def _suggested(case: Case) -> tuple[float, Evidence] | None:
     if found.suggested is None or found.suggested < MUCH_HIGHER * rate:
         return None
     text = f"in a range test from step {trial.start:,} the loss fell fastest at {found.suggested:.2g}, not {rate:.2g}"
-    return found.suggested, Evidence(text, trial.start, {"suggested": found.suggested, "learning_rate": rate})
+    numbers = {"suggested": found.suggested, "learning_rate": rate}
+    return found.suggested, Evidence(text, trial.start, numbers, by_trial=True)
 
 
 def _raise(case: Case, found: Slow) -> tuple[Remedy, ...]:

@@ -92,6 +92,7 @@ def _by_trial(case: Case, trial: TrialEnded, best: TrialResult) -> Finding:
                 f"{best.score:.4g} ({best.low:.4g} to {best.high:.4g}); {others}",
                 trial.start,
                 {"loss": best.score},
+                by_trial=True,
             ),
         ),
         explanation=f"From the very same weights and on the same batches, another optimizer learns clearly more than "
