@@ -210,7 +210,7 @@ def test_validation_that_only_wobbles_is_hardly_ever_called_overfitting():
 
 
 def test_a_training_that_somebody_stopped_is_not_too_short():
-    session = too_short.AILING["neighbours reach more"]()
+    session = too_short.AILING["a plain model reaches more"]()
     assert too_short.check(Case(session))
     session.apply(RunEnded(step=session.step, outcome="stopped"))
     assert "planned" in too_short.lacks(Case(session)) or not too_short.lacks(Case(session))

@@ -10,7 +10,7 @@ import numpy as np
 from client_callback.inspection.arguments import FitArguments, running_fit
 from client_callback.inspection.arrays import class_numbers, describe_input, describe_target
 from client_callback.inspection.copies import Copies, copies_of
-from client_callback.inspection.neighbours import probe_classes, probe_values
+from client_callback.inspection.signal_probe import probe_classes, probe_values
 from client_callback.inspection.sources import Source, source_of
 from client_callback.wire.protocol import DataDescribed, SignalProbe, TargetData
 
@@ -45,7 +45,7 @@ class Inspection:
         return None if fit is None or fit.x is None else cls(fit)
 
     def described(self) -> DataDescribed:
-        """Takes a tenth of a second or so."""
+        """Takes half a second or so."""
         source, copies = self._source, self._copies
         targets = () if copies is None else tuple(map(describe_target, copies.targets))
         return DataDescribed(

@@ -269,11 +269,13 @@ class TargetData(_Value, frozen=True, kw_only=True):
 
 
 class SignalProbe(_Value, frozen=True, kw_only=True):
-    """What the nearest neighbours of an example tell of its target: what the data allow, roughly, at least.
+    """What a plain model makes of the training data: what they allow, roughly, at least.
 
-    Each example looked at is predicted from its nearest others, all features standardised.
+    Each example looked at is predicted from the others, all features standardised.
     """
 
+    model: Name = "nearest neighbours"
+    """Which it is."""
     kind: Literal["accuracy", "r2"]
     """`accuracy`: share of right classes. `r2`: 1 − squared error / that of the mean."""
     score: float

@@ -52,7 +52,7 @@ REGRESSION: Final = frozenset(
 )
 """Distances between numbers."""
 LEVEL: Final = 0.05
-"""Lift behind nearest neighbours that their own error of a few hundred examples may make."""
+"""Lift behind the plain model of the signal probe that its own error on a few hundred examples may make."""
 
 _TRAINING_CHANGES: Final = (
     commands.SetRate,
@@ -413,11 +413,16 @@ class Case:
 
     @cached_property
     def attainable(self) -> float | None:
-        """The lift that nearest neighbours reach on the training data: it allows that at least. `None`: not known."""
+        """The lift that a plain model reaches on the training data: they allow that at least. `None`: not known."""
         signal = self.data.signal if self.data else None
         if signal is None or signal.chance >= 1:
             return None
         return max(0.0, (signal.score - signal.chance) / (1.0 - signal.chance))
+
+    @property
+    def plain_model(self) -> str:
+        """What reaches `attainable`, by name."""
+        return self.data.signal.model if self.data and self.data.signal else ""
 
     @cached_property
     def guessing(self) -> bool:
@@ -433,7 +438,7 @@ class Case:
         if self.non_finite_from is not None:
             return True
         if self.progress.trend in ("flat", "rising"):
-            return not (self.solved or self.level_with_neighbours)
+            return not (self.solved or self.level_with_plain_model)
         return self.guessing and self.seasoned and self.progress.trend != "falling"
 
     @cached_property
@@ -468,13 +473,13 @@ class Case:
         return math.isfinite(progress.first) and abs(progress.level) < 0.02 * abs(progress.first)
 
     @cached_property
-    def level_with_neighbours(self) -> bool:
-        """Whether it is well beyond guessing and about as good as nearest neighbours: maybe all that can be had."""
+    def level_with_plain_model(self) -> bool:
+        """Whether it is well beyond guessing and about as good as a plain model: maybe all that can be had."""
         return self.shortfall is not None and self.shortfall <= LEVEL and (self.lift or 0.0) >= 2 * BARELY
 
     @cached_property
     def shortfall(self) -> float | None:
-        """How far the lift stays behind what nearest neighbours reach; below 0: it is beyond. `None`: not known."""
+        """How far the lift stays behind what a plain model reaches; below 0: it is beyond. `None`: not known."""
         if self.lift is None or self.attainable is None:
             return None
         return self.attainable - self.lift

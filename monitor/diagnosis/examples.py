@@ -222,7 +222,7 @@ def trained_on(
         inputs: fields of `InputData` that are others.
         classes: examples of class 0, 1, …; empty: the targets are numbers.
         targets: fields of `TargetData` that are others.
-        signal: what nearest neighbours reach.
+        signal: what a plain model reaches.
         changed: fields of `DataDescribed` that are others.
     """
     plain = InputData(

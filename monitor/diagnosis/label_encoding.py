@@ -10,9 +10,9 @@ labels are of two values follows from their spread: no others reach the bound of
 Of numbers to be predicted, whether they are so large that the outputs, which begin near 0, have not got there: the
 error is still about the size of the numbers themselves, and above that of always saying their mean.
 
-Of labels that were shuffled apart from their examples the signs are indirect: nearest neighbours, which need no
-training, do no better than chance, and the network either guesses as well or learns what then fails on every
-validation. The confidence stays moderate, since neighbours are at chance in some texts and pictures that can be
+Of labels that were shuffled apart from their examples the signs are indirect: a plain kernel model, which needs no
+training, does no better than chance, and the network either guesses as well or learns what then fails on every
+validation. The confidence stays moderate, since a plain model is at chance in some texts and pictures that can be
 learned.
 
 Hurts because the loss has no minimum where the labels are (it may fall without end while accuracy stays), or because
@@ -51,16 +51,16 @@ from monitor.session import Session
 SMOOTHED: Final = 0.5
 """Two-valued labels whose higher value is at least this may be smoothed on one side (GANs use 0.9; Salimans et al.
 2016); lower ones were divided."""
-LEAST_PROBED: Final = 300
-"""Examples that nearest neighbours must have been tried on: two standard errors of a share are then 6 points."""
+LEAST_PROBED: Final = 250
+"""Examples that a plain model must have been tried on: two standard errors of a share are then 6 points."""
 CLEAR_ERRORS: Final = 4.0
 """Standard errors above chance that leave no doubt, however few the examples."""
 CLEAR_SIGNAL: Final = 0.2
-"""Share of the variance that neighbours explain, likewise."""
+"""Share of the variance that a plain model explains, likewise."""
 LEAST_LABELS: Final = 100
 """Before all labels being equal means anything."""
 MOSTLY: Final = 1.4
-"""Times its fair share that the most frequent class may have, for neighbours at chance to mean anything."""
+"""Times its fair share that the most frequent class may have, for a plain model at chance to mean anything."""
 BY_HEART: Final = 0.3
 """By how much training must be further than validation, in lift: more than chance makes in a few hundred examples."""
 NOTHING: Final = 0.05
@@ -312,7 +312,7 @@ class _Unrelated(NamedTuple):
     useless: bool
     """Whether validation shows that what was learned is worth nothing."""
     at_chance: bool
-    """Whether neighbours show that there is nothing to be learned."""
+    """Whether a plain model shows that there is nothing to be learned."""
     validated: float | None
     """Lift in validation. `None`: not known."""
 
@@ -379,10 +379,10 @@ def _of_unrelated(case: Case, found: _Unrelated) -> list[Evidence]:
     if signal is not None:
         evidence.append(
             Evidence(
-                f"nearest neighbours reach {signal.score:.3f} on {signal.examples:,} examples, chance "
+                f"{signal.model} reaches {signal.score:.3f} on {signal.examples:,} examples, chance "
                 f"{signal.chance:.3f}",
                 None,
-                {"neighbours": signal.score, "chance": signal.chance},
+                {"plain_model": signal.score, "chance": signal.chance},
             )
         )
     if lift is not None:
@@ -399,7 +399,7 @@ def _at_chance(case: Case, signal: SignalProbe) -> bool:
         return signal.score < 0.02
     classes = case.baseline.classes if case.baseline else 0
     if signal.chance > MOSTLY / max(classes, 2):
-        return False  # of rare classes neighbours tell nothing, with labels in order as well
+        return False  # of rare classes a plain model tells nothing, with labels in order as well
     error = math.sqrt(max(signal.chance * (1 - signal.chance), 1e-4) / signal.examples)
     return signal.score < signal.chance + 2 * error
 
@@ -549,8 +549,8 @@ HEALTHY = {
     "class numbers begin at 1 and there is a unit more": lambda: _numbers(1, 10, 11),
     "one-hot rows": lambda: _rows(1),
     "sampled batches show 0 and 1": lambda: _sampled_labels(0, 1),
-    "neighbours tell the labels and the network guesses": lambda: _apart_from_inputs(0.9, 0.5, 0.5),
-    "neighbours are at chance and the network learns": lambda: _apart_from_inputs(0.5, 0.9, 0.8),
+    "a plain model tells the labels and the network guesses": lambda: _apart_from_inputs(0.9, 0.5, 0.5),
+    "a plain model is at chance and the network learns": lambda: _apart_from_inputs(0.5, 0.9, 0.8),
     "house prices that are learned": lambda: _prices(1e9),
     "targets are quantities": lambda: trained(
         1, "linear", "binary_crossentropy", task="binary", data=trained_on()
@@ -571,7 +571,7 @@ AILING = {
     "class numbers begin at 1": lambda: _numbers(1, 10, 10),
     "more classes than units": lambda: _numbers(0, 10, 5),
     "house prices, and outputs that are still about 0": lambda: _prices(3.6e10),
-    "neighbours are at chance, and what was learned fails on validation": lambda: _apart_from_inputs(
+    "a plain model is at chance, and what was learned fails on validation": lambda: _apart_from_inputs(
         0.5, 0.62, 0.5
     ),
     "class numbers were divided by 255": lambda: trained(
@@ -588,8 +588,8 @@ AILING = {
         1, "sigmoid", "binary_crossentropy", task="binary", data=trained_on(classes=(1_000,))
     ),
     "sampled batches show 1 and 2": lambda: _sampled_labels(1, 2),
-    "neighbours and network are at chance": lambda: _apart_from_inputs(0.51, 0.5, 0.5),
-    "the network learns by heart what neighbours cannot tell": lambda: _apart_from_inputs(0.5, 0.95, 0.5),
+    "a plain model and the network are at chance": lambda: _apart_from_inputs(0.51, 0.5, 0.5),
+    "the network learns by heart what a plain model cannot tell": lambda: _apart_from_inputs(0.5, 0.95, 0.5),
 }
 
 EXPLAINS = frozenset(

@@ -41,9 +41,9 @@ SHRUNK: Final = 0.3
 DECAY_PER_STEP: Final = 1e-3
 """Rate × decay: a healthy step moves weights by about as much, ‖Δw‖/‖w‖."""
 FINE: Final = 0.8
-"""A lift from here on is nobody's trouble, where neighbours do not tell."""
+"""A lift from here on is nobody's trouble, where a plain model does not tell."""
 BEHIND: Final = 0.1
-"""Lift behind nearest neighbours that is trouble."""
+"""Lift behind a plain model that is trouble."""
 ABSOLUTE_SHARE: Final = 0.8
 """Mean |w| / root mean square of normal weights, for a guess of Σ|w| from ‖w‖."""
 

@@ -137,16 +137,16 @@ def _finding(case: Case, flat: _Flat, *, first_level: float, over: bool) -> Find
     good = accuracy is None or accuracy[1] >= CONVERGED_ACCURACY
     if over:
         title, confidence = "Plateau, over now", 0.2
-    elif case.level_with_neighbours or (
+    elif case.level_with_plain_model or (
         case.solved
         if case.lift is not None
         else good and abs(flat.level) < CONVERGED_SHARE * abs(first_level)
     ):
         title, confidence = "Converged or stuck", 0.3
-        if case.level_with_neighbours and not case.solved:
+        if case.level_with_plain_model and not case.solved:
             evidence.append(
                 Evidence(
-                    f"it has come {come(case.lift or 0.0)}, nearest neighbours {case.attainable or 0:.0%}",
+                    f"it has come {come(case.lift or 0.0)}, {case.plain_model} {case.attainable or 0:.0%}",
                     flat.stop - 1,
                 )
             )

@@ -4,7 +4,7 @@ Sees: the last tenth of the planned steps has begun (or the run is over); the lo
 run of ten epochs or fewer, too short to see that in its newest half: since its first quarter), and from the third to
 the last quarter of the steps by an eighth or more of all that it fell since the first quarter (a fall that dies away
 exponentially does so until it has come 95 % of its way); validation, where there is any, is at its best; and there is
-something left to learn: less was learned than nearest neighbours reach on the same data, or than half of the way from
+something left to learn: less was learned than a plain model reaches on the same data, or than half of the way from
 guessing to perfect.
 
 Hurts because the time spent so far buys a model that a little more would make much better. Train for more epochs,
@@ -44,9 +44,9 @@ far off says nothing about the end."""
 LEFT: Final = 0.1
 """Lift still to be had, at least: below, more epochs polish."""
 HALFWAY: Final = 0.5
-"""A lift that is taken for attainable at least. Neighbours are a lower bound only."""
+"""A lift that is taken for attainable at least. A plain model is a lower bound only."""
 GOOD: Final = 0.9
-"""The same where neighbours do not tell: as `Case.solved` has it. A guess, so that only a lift below HALFWAY is
+"""The same where no plain model tells: as `Case.solved` has it. A guess, so that only a lift below HALFWAY is
 worth a warning then."""
 FALLS_STEEPLY: Final = 0.25
 """As LATELY, where it is not known how good the model is: nearly straight down."""
@@ -149,7 +149,7 @@ def _how_far(case: Case, lift: float | None) -> list[Evidence]:
         return []
     text, numbers = f"it has come {come(lift)}", {"lift": lift}
     if case.attainable is not None:
-        text += f", nearest neighbours {case.attainable:.0%}"
+        text += f", {case.plain_model} {case.attainable:.0%}"
         numbers["attainable"] = case.attainable
     return [Evidence(text, case.step, numbers)]
 
@@ -229,12 +229,12 @@ HEALTHY = {
     "it falls, and validation was better before": lambda: _run(
         falling(300), _rising(300, 0.7), epochs=6, validation=(2.0, 1.7, 1.5, 1.6, 1.8, 2.1)
     ),
-    "it has passed what neighbours reach": lambda: _run(falling(300), _rising(300, 0.75), signal=0.6),
+    "it has passed what a plain model reaches": lambda: _run(falling(300), _rising(300, 0.75), signal=0.6),
 }
 AILING = {
     "three epochs end in the middle of the fall": lambda: _run(falling(120), _rising(120, 0.6)),
     "the last of three epochs is nearly over": lambda: _run(falling(96), _rising(96, 0.5), planned=3),
-    "neighbours reach more": lambda: _run(falling(200), _rising(200, 0.7), signal=0.97),
+    "a plain model reaches more": lambda: _run(falling(200), _rising(200, 0.7), signal=0.97),
     "validation is at its best": lambda: _run(
         falling(200), _rising(200, 0.6), epochs=5, validation=(2.2, 2.0, 1.8, 1.6, 1.5)
     ),

@@ -13,7 +13,7 @@ from monitor.diagnosis.epochs import reached
 from monitor.diagnosis.motion import guessing_loss
 
 SHORTFALL: Final = 0.15
-"""Of lift behind nearest neighbours, a lower bound of what can be had, once a sound training would be there."""
+"""Of lift behind a plain model, a lower bound of what can be had, once a sound training would be there."""
 LATE_EPOCHS: Final = 6
 """A loss that falls may still take so long to beat guessing."""
 ABOVE_GUESSING: Final = 1.5
@@ -41,7 +41,7 @@ def trouble(case: Case) -> str:
     if case.seasoned and _late(case) and lift is not None and case.attainable is not None:
         behind = case.attainable - lift
         if behind >= SHORTFALL:
-            return f"it is {behind:.2f} of the way behind nearest neighbours{_beside(case, lift)}"
+            return f"it is {behind:.2f} of the way behind {case.plain_model}{_beside(case, lift)}"
     return ""
 
 

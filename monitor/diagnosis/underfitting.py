@@ -1,14 +1,14 @@
 """Sees a model that is too small or too simple for its data: the training loss stays well above what they allow.
 
-Sees: what the model has reached beside what nearest neighbours reach on the same data, and its shape. By construction
+Sees: what the model has reached beside what a plain model reaches on the same data, and its shape. By construction
 too narrow are a hidden layer, in series with the rest, with fewer units than it takes bits to name the classes, and
 one with a single unit (all that the model can use is then one weighted sum of what comes in). A model without any
 hidden layer draws flat borders only. With such a reason a shortfall is enough; without one the loss must have stopped
-falling far from what neighbours reach, and then other causes fit as well, so that the rule is less sure.
+falling far from what that reaches, and then other causes fit as well, so that the rule is less sure.
 
 Hurts because no rate and no patience helps: the model cannot express what is to be learned. More units, more layers.
-Source: Goodfellow, Bengio & Courville, "Deep Learning" (2016), 5.2. What nearest neighbours reach is a lower bound of
-what can be learned: Cover & Hart (1967) bound their error by twice the least possible.
+Source: Goodfellow, Bengio & Courville, "Deep Learning" (2016), 5.2. What a plain model (kernel ridge regression)
+reaches on examples that it was not given is a lower bound of what can be learned.
 
 Wrong for an autoencoder, whose narrow layer is its purpose, and when the layers are narrow side by side (which is
 looked for: the next kernel must take as many inputs). Where the optimizer, the activation or dead units are to blame,
@@ -32,11 +32,11 @@ from monitor.diagnosis.finding import Evidence, Finding, Remedy, Rule
 from monitor.session import Session
 
 SHORTFALL: Final = 0.15
-"""Lift behind nearest neighbours, with a reason in the model's shape."""
+"""Lift behind a plain model, with a reason in the model's shape."""
 FAR: Final = 0.25
 """The same without one."""
 FINE: Final = 0.85
-"""A lift from here on is nobody's trouble, where neighbours do not tell."""
+"""A lift from here on is nobody's trouble, where no plain model tells."""
 NARROW_FEATURES: Final = 3
 """A hidden layer of one unit loses nothing where the inputs have no more."""
 NOT_A_WIDTH: Final = ("Embedding", "Normalization", "Conv", "Attention", "EinsumDense")
@@ -102,7 +102,7 @@ def _confidence(
         return 0.4 if settled and behind is not None and behind >= FAR and lift >= 2 * BARELY else 0.0
     short = behind >= SHORTFALL if behind is not None else lift < FINE
     if reason.certain >= 0.8 and behind is not None and not short:
-        # Too narrow by construction, but neighbours are no better: they are a lower bound.
+        # Too narrow by construction, but a plain model is no better: it is a lower bound.
         return 0.5 if settled and lift < FINE and behind > -SHORTFALL else 0.0
     if not short:
         return 0.0
@@ -154,7 +154,7 @@ def _evidence(case: Case, lift: float, reason: _Reason | None) -> list[Evidence]
     text = f"it has come {come(lift)}"
     if case.attainable is not None and case.data is not None and case.data.signal is not None:
         numbers["attainable"] = case.attainable
-        text += f", nearest neighbours {case.attainable:.0%} on {case.data.signal.examples:,} examples"
+        text += f", {case.plain_model} {case.attainable:.0%} on {case.data.signal.examples:,} examples"
     found.append(Evidence(text, case.step, numbers))
     if math.isfinite(case.progress.level):
         word = {"flat": " and no longer falls", "falling": ", falling still"}.get(case.progress.trend, "")
@@ -207,7 +207,7 @@ def _run(
 HEALTHY = {
     "a wide network that has learned": lambda: _run((dense("hidden", 64),), 0.96),
     "two units that are enough": lambda: _run((dense("hidden", 2),), 0.97),
-    "a linear model as good as neighbours": lambda: _run((), 0.93),
+    "a linear model as good as a plain one with a kernel": lambda: _run((), 0.93),
     "a wide network that still falls": lambda: _run((dense("hidden", 64),), 0.5, losses=falling(400)),
     "a gate of one unit beside the rest": lambda: _run(
         (dense("gate", 1, "sigmoid"), dense("hidden", 64)), 0.6, score=None
@@ -222,8 +222,8 @@ AILING = {
     "one unit between wide layers": lambda: _run(
         (dense("first", 64), dense("narrow", 1, inputs=64)), 0.3, score=None
     ),
-    "no hidden layer where neighbours see more": lambda: _run((), 0.5),
-    "wide, flat, and far from what neighbours reach": lambda: _run((dense("hidden", 64),), 0.5),
+    "no hidden layer where a plain model sees more": lambda: _run((), 0.5),
+    "wide, flat, and far from what a plain model reaches": lambda: _run((dense("hidden", 64),), 0.5),
 }
 
 RULE = Rule(
