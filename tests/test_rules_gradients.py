@@ -44,7 +44,7 @@ def test_from_dead_weights_the_first_remedies_go_back_to_the_start():
     session = dead_units.AILING["all units die within the first steps"]()
     (finding,) = dead_units.check(Case(session))
     commands = [remedy.command for remedy in finding.remedies if remedy.command]
-    assert commands[:2] == ["optimizer sgd learning_rate=1e-4 from start", "lr 0.0001 from start"]
+    assert commands[:2] == ["lr 0.001 from start", "optimizer sgd learning_rate=1e-4 from start"]
     high = learning_rate_high.AILING["Adam at 0.3: the loss jumps and all units die"]()
     (finding,) = learning_rate_high.check(Case(high))
     assert finding.remedies[0].command is not None

@@ -120,8 +120,8 @@ def _killed(case: Case, dead: Dead) -> tuple[Remedy, ...]:
         "Next run: inputs of ordinary size", code="x = (x - x.mean(axis=0)) / (x.std(axis=0) + 1e-7)"
     )
     return (
-        *((gentle_sgd, gentler) if large else (gentler,)),
-        *((scaled,) if large else ()),
+        gentler,
+        *((gentle_sgd, scaled) if large else ()),
         Remedy(
             "Next run: a unit that keeps a slope when it is off",
             code=f'keras.layers.{dead.layer.class_name}(…, activation="leaky_relu", name="{dead.layer.name}")',

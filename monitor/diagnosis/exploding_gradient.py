@@ -35,6 +35,10 @@ GROWTH: Final = 70.0
 """Times the first norm: AutoTrainer's."""
 HUGE: Final = 1e3
 """A first norm that is large for any loss of ordinary size: cross-entropies of sound starts give 0.1 to 10."""
+HOPELESS: Final = 100.0
+"""A hundredth of the rate times the squared spread of the targets, from which on no rate helps. The output's weights
+must grow as large as the targets are, and the curvature for the layer before with their square: the rate that bears
+is about one over that."""
 OVERTHROWN: Final = 0.5
 """‖Δw‖ / ‖w‖ of the first steps: the weights are practically others."""
 
@@ -144,6 +148,8 @@ def _remedies(case: Case) -> tuple[Remedy, ...]:
         f"Next run: targets of ordinary size (they spread by {spread:.3g})",
         code="y = (y - y.mean()) / y.std()",
     )
+    if rate / 100 * spread**2 > HOPELESS:
+        return (scaled,)
     return (
         *live,
         *((scaled,) if spread > motion.LARGE_INPUTS else ()),

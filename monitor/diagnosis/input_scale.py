@@ -52,6 +52,8 @@ TINY: Final = 0.02
 APART: Final = 100.0
 """Largest over smallest deviation of a feature, at a largest of more than 3: a condition number of 10⁴."""
 NOT_SMALL: Final = 3.0
+TOO_FAST: Final = 10.0
+"""Times the rate that fits such inputs, from which on it is worth going back to the start."""
 OFFSET: Final = 20.0
 """Mean of a feature in its deviations. Pixels' stay below 2 or so."""
 FAR_ENTRY: Final = 50.0
@@ -285,7 +287,8 @@ def _remedies(case: Case, sizes: _Sizes) -> tuple[Remedy, ...]:
     )
     remedies = [scale, Remedy("Or let a first layer do it", code=inside)]
     # Plain gradient descent crawls along the ravine at any rate that it bears.
-    if sizes.size >= LARGE and not case.session.ended and not _follows_size(case):
+    too_fast = (case.learning_rate or 0.0) >= TOO_FAST * motion.fitting_rate(case)
+    if sizes.size >= LARGE and not case.session.ended and not _follows_size(case) and too_fast:
         remedies.append(
             Remedy(
                 "Without stopping: back to the start with a rate that suits such inputs",

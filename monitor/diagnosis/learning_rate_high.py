@@ -272,9 +272,7 @@ def _remedies(case: Case) -> tuple[Remedy, ...]:
     if not lost:
         warm_up = f"schedule warmup warmup_steps=200 warmup_target={written}"
         return Remedy("A tenth of the rate", "lr /10"), back, Remedy("Or begin gently", warm_up), in_script
-    large = motion.input_size(case) > motion.LARGE_INPUTS
-    ways = (gentle_sgd, back) if adaptive and large else (back, gentle_sgd) if adaptive else (back,)
-    return (*ways, in_script)
+    return (back, *((gentle_sgd,) if adaptive else ()), in_script)
 
 
 _STEPS = (0, 1, 3, 7, 15, 31, 63, 127, 255)

@@ -47,6 +47,8 @@ USUAL_RATES: Final = {
 }
 """What an optimizer is usually run at. Keras' own defaults, but for Adagrad, Adadelta and Ftrl: theirs are a tenth
 and less of what the papers use (Duchi et al. 2011 and TensorFlow: 0.01; Zeiler 2012, which has no rate at all: 1)."""
+MOST_OF_A_UNIT: Final = 0.1
+"""Of what it gives at the start, by which a step may move a unit."""
 SCALED_BY_GRADIENT: Final = frozenset({"sgd"})
 """Optimizers whose steps are as large as the gradient is; those of the others hardly depend on its size."""
 
@@ -261,15 +263,28 @@ def rate_factor(case: Case) -> float:
 
 
 def gentler_rate(case: Case) -> float:
-    """A rate at which the same optimizer is safe from the starting weights.
+    """A rate at which the same optimizer is safe from the starting weights: `fitting_rate`, or a tenth of its own."""
+    return min(fitting_rate(case), (case.learning_rate or 1e-3) / 10)
 
-    A tenth of the usual one where inputs are large: each of Adam's steps moves a unit by the rate times Σ|x|.
+
+def fitting_rate(case: Case) -> float:
+    """A rate at which the optimizer of the training is usually run on inputs of that size.
+
+    Less than the usual one where inputs are large. A unit begins at about √2 times their root mean square (He et al.
+    2015). A step that does not depend on the gradient's size moves it by the rate times Σ|x|, at most so many times
+    that as it has inputs; gradients that grow with the inputs are answered by a tenth.
     """
-    optimizer, rate = case.optimizer, case.learning_rate or 1e-3
-    usual = USUAL_RATES.get(optimizer.name, 1e-3) if optimizer else 1e-3
-    size = input_size(case)
-    wanted = usual / 10 if math.isfinite(size) and size > LARGE_INPUTS else usual
-    return min(wanted, rate / 10)
+    name = case.optimizer.name if case.optimizer else ""
+    usual = USUAL_RATES.get(name, 1e-3)
+    if not input_size(case) > LARGE_INPUTS:
+        return usual
+    return usual / 10 if name in SCALED_BY_GRADIENT else min(usual, MOST_OF_A_UNIT / _fan_in(case))
+
+
+def _fan_in(case: Case) -> int:
+    """Inputs of a unit of the first kernel; 1 where none is known."""
+    shape = next((layer.kernel_shape for layer in case.layers if layer.kernel_shape), (1,))
+    return max(1, math.prod(shape[:-1]))
 
 
 def input_size(case: Case) -> float:

@@ -5,22 +5,24 @@ run of ten epochs or fewer, too short to see that in its newest half: since its 
 the last quarter of the steps by an eighth or more of all that it fell since the first quarter (a fall that dies away
 exponentially does so until it has come 95 % of its way); validation, where there is any, is at its best; and there is
 something left to learn: less was learned than a plain model reaches on the same data, or than half of the way from
-guessing to perfect.
+guessing to perfect. Where there were five epochs at most, and noise hides whether it still falls, being far behind a
+plain model is enough.
 
 Hurts because the time spent so far buys a model that a little more would make much better. Train for more epochs,
 with early stopping in place of a fixed number. Source: Prechelt (1998) for stopping by validation instead of by the
 clock; DeepFD (2022) has too few epochs among its five kinds of fault.
 
 Wrong when the rate is what is too low: then more epochs help as well, but a higher rate helps sooner; the rule is
-less sure where updates are tiny. Silent until the last tenth of the planned steps, where their number is not known
-and the run has not ended, and when somebody stopped it before.
+less sure where updates are tiny. After more than ten epochs, one that has come half as far as a plain model is no
+more than a note. Silent until the last tenth of the planned steps, where their number is not known and the run has
+not ended, and when somebody stopped it before.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -54,6 +56,9 @@ TINY_UPDATES: Final = 1e-4
 """‖Δw‖/‖w‖ of a typical variable; 1e-3 is usual (FAULTS: below 1e-5 certainly too low)."""
 FEW_EPOCHS: Final = 10
 """Keras' examples train for 10 to 50."""
+HARDLY_ANY_EPOCHS: Final = 5
+FAR: Final = 0.25
+"""Lift behind a plain model that no noise makes."""
 
 
 def lacks(case: Case) -> str:
@@ -72,56 +77,101 @@ def lacks(case: Case) -> str:
     return ""
 
 
+class _Improving(NamedTuple):
+    """How the loss still falls."""
+
+    lately: float
+    """From the third to the last quarter of the steps."""
+    fallen: float
+    z: float
+    """Of the trend test."""
+    clearly: bool
+    """Whether the newest half alone shows it."""
+
+
 def check(case: Case) -> list[Finding]:
     """One finding, or none."""
-    progress = case.progress
-    clearly = progress.trend == "falling"
-    z = progress.z if clearly else _z_on_the_whole(case)
-    if not (clearly or z <= -Z_SURE) or _past_best(case):
-        return []
-    quarters = _quarters(case)
-    lately = float(quarters[2] - quarters[3])
-    fallen = float(min(quarters[0] - quarters[3], SECOND_COUNTS * (quarters[1] - quarters[3])))
-    if not (fallen > 0 and lately >= LATELY * fallen):
-        return []
-    lift = reached(case)
+    lift, improving = reached(case), _improving(case)
     attainable = GOOD if case.attainable is None else max(case.attainable, HALFWAY)
-    if case.solved or (lift is not None and attainable - lift < LEFT):
+    if case.solved or _past_best(case) or (lift is not None and attainable - lift < LEFT):
         return []
-    sure = lately >= FALLS_STEEPLY * fallen if lift is None else case.attainable is not None or lift < HALFWAY
-    tiny = _typical_update(case) < TINY_UPDATES or crawling(case)
     epochs = case.session.epoch_count or len(case.session.epoch_ends)
-    evidence = [
-        Evidence(
-            f"loss {progress.level:.4g} at the end; from the third to the last quarter of the steps it fell by "
-            f"{lately:.3g}, {lately / fallen:.0%} of its whole fall (trend: {abs(z):.1f} deviations)",
-            case.step,
-            {"loss": progress.level, "fell_lately": lately, "fell": fallen, "z": z},
-        ),
-        *_how_far(case, lift),
-    ]
+    if improving is None and not _hardly_begun(case, lift, epochs):
+        return []
+    sure = _sure(case, improving, lift, epochs)
+    tiny = _typical_update(case) < TINY_UPDATES or crawling(case)
+    evidence = [*_fall(case, improving), *_how_far(case, lift)]
     if epochs:
         evidence.append(Evidence(f"{epochs} epochs, {case.step:,} steps", None, {"epochs": epochs}))
     return [
         Finding(
             rule="too-short",
-            title="Ends too early: it is still improving",
+            title="Ends too early: it is still improving"
+            if improving
+            else "Ends early, far from what can be had",
             severity="warning" if sure else "note",
-            confidence=0.4
-            if tiny or not sure
-            else 0.55
-            if not clearly
-            else 0.75
-            if 0 < epochs <= FEW_EPOCHS
-            else 0.65,
-            start=max(0, min(case.step - 1, case.step - progress.steps // 2)),
+            confidence=_confidence(improving, epochs, doubtful=tiny or not sure),
+            start=max(0, min(case.step - 1, case.step - case.progress.steps // 2)),
             stop=case.step,
             evidence=tuple(evidence),
             explanation="The training stops at a fixed number of epochs although each of the last ones still made "
-            "the model better.",
+            "the model better."
+            if improving
+            else "So few passes over the data are seldom enough, and the noise of so few steps hides whether it "
+            "still improves.",
             remedies=_remedies(epochs, tiny=tiny),
         )
     ]
+
+
+def _improving(case: Case) -> _Improving | None:
+    """`None`: it does not, beyond noise, or hardly any more."""
+    progress = case.progress
+    clearly = progress.trend == "falling"
+    z = progress.z if clearly else _z_on_the_whole(case)
+    if not clearly and z > -Z_SURE:
+        return None
+    quarters = _quarters(case)
+    lately = float(quarters[2] - quarters[3])
+    fallen = float(min(quarters[0] - quarters[3], SECOND_COUNTS * (quarters[1] - quarters[3])))
+    return _Improving(lately, fallen, z, clearly) if fallen > 0 and lately >= LATELY * fallen else None
+
+
+def _hardly_begun(case: Case, lift: float | None, epochs: int) -> bool:
+    """Whether it had so few epochs that being far from what a plain model reaches says nothing else."""
+    if lift is None or case.attainable is None or not 0 < epochs <= HARDLY_ANY_EPOCHS:
+        return False
+    return case.progress.trend in ("falling", "unclear") and case.attainable - lift >= FAR
+
+
+def _sure(case: Case, improving: _Improving | None, lift: float | None, epochs: int) -> bool:
+    """Whether it is worth acting on."""
+    if lift is None:
+        return improving is not None and improving.lately >= FALLS_STEEPLY * improving.fallen
+    if case.attainable is None:
+        return lift < HALFWAY
+    return 0 < epochs <= FEW_EPOCHS or lift < HALFWAY * case.attainable
+
+
+def _confidence(improving: _Improving | None, epochs: int, *, doubtful: bool) -> float:
+    if doubtful or improving is None:
+        return 0.4
+    if not improving.clearly:
+        return 0.55
+    return 0.75 if 0 < epochs <= FEW_EPOCHS else 0.65
+
+
+def _fall(case: Case, improving: _Improving | None) -> list[Evidence]:
+    level = case.progress.level
+    if improving is None:
+        return [Evidence(f"loss {level:.4g} at the end", case.step, {"loss": level})]
+    text = (
+        f"loss {level:.4g} at the end; from the third to the last quarter of the steps it fell by "
+        f"{improving.lately:.3g}, {improving.lately / improving.fallen:.0%} of its whole fall (trend: "
+        f"{abs(improving.z):.1f} deviations)"
+    )
+    numbers = {"loss": level, "fell_lately": improving.lately, "fell": improving.fallen, "z": improving.z}
+    return [Evidence(text, case.step, numbers)]
 
 
 def _z_on_the_whole(case: Case) -> float:

@@ -38,7 +38,8 @@ def trouble(case: Case) -> str:
         return (
             f"the loss stays at {case.progress.level:.4g} since step {since:,} at least{_beside(case, lift)}"
         )
-    if case.seasoned and _late(case) and lift is not None and case.attainable is not None:
+    waited = case.progress.trend in ("flat", "rising") or case.epochs_since_change >= LATE_EPOCHS
+    if case.seasoned and waited and lift is not None and case.attainable is not None:
         behind = case.attainable - lift
         if behind >= SHORTFALL:
             return f"it is {behind:.2f} of the way behind {case.plain_model}{_beside(case, lift)}"
