@@ -4,6 +4,8 @@ Sees one of:
 
 - a dropout of 0.8 and more, while the model has not learned much: at 0.9, one unit in ten is left in each step, and
   the noise of that is nine times the signal's own power (the variance of inverted dropout is rate / (1 − rate));
+- a dropout of 0.4 and more, after six epochs, where validation, which drops nothing, is ahead of training and still
+  far behind what a plain model reaches on the same data: then the noise is what keeps it there;
 - an L1 or L2 penalty that is more than half of the loss, or was many times the data's part at the beginning, together
   with kernels that have shrunk to a fraction of what they were;
 - a decay of weights in the optimizer that takes more in a step than a healthy update moves.
@@ -27,13 +29,18 @@ import numpy as np
 
 from client_callback.wire.protocol import Float64, Layer, SignalProbe
 from monitor.diagnosis.case import Case
-from monitor.diagnosis.epochs import come, reached
+from monitor.diagnosis.epochs import come, reached, validated_lift
 from monitor.diagnosis.examples import Sampled, dense, flat, noisy, session_of, trained_on
 from monitor.diagnosis.finding import Evidence, Finding, Remedy, Rule
+from monitor.diagnosis.trouble import LATE_EPOCHS, SHORTFALL
 from monitor.session import Session
 
 MOST_DROPPED: Final = 0.8
 """Srivastava et al. (2014), figure 9: from there on training error rises steeply, at any width they tried."""
+MUCH_DROPPED: Final = 0.4
+"""From here on it may be too much for a small network; Srivastava et al. take 0.5 for wide ones."""
+AHEAD: Final = 0.05
+"""Lift of validation before training that the noise of dropout makes."""
 DOMINATES: Final = 0.5
 """Share of the loss that the penalty makes: from here on it is the greater part."""
 SHRUNK: Final = 0.3
@@ -122,7 +129,9 @@ def _finding(case: Case, weight: _Weight) -> Finding:
 
 
 def _dropout(case: Case) -> _Weight | None:
-    heavy = [(layer, rate) for layer in case.layers for rate in [_rate(case, layer)] if rate >= MOST_DROPPED]
+    hampered = _hampered(case)
+    least = MUCH_DROPPED if hampered else MOST_DROPPED
+    heavy = [(layer, rate) for layer in case.layers for rate in [_rate(case, layer)] if rate >= least]
     if not heavy:
         return None
     names = ", ".join(layer.name for layer, _ in heavy)
@@ -134,7 +143,8 @@ def _dropout(case: Case) -> _Weight | None:
         [
             Evidence(f"{layer.name} drops {rate:.0%} of what it gets in each step", None, {"rate": rate})
             for layer, rate in heavy
-        ],
+        ]
+        + hampered,
         [
             Remedy("Drop fewer units", f"set {values}{back}"),
             Remedy(
@@ -142,8 +152,22 @@ def _dropout(case: Case) -> _Weight | None:
                 code="\n".join(f"keras.layers.{layer.class_name}(0.2)," for layer, _ in heavy),
             ),
         ],
-        0.85,
+        0.85 if most >= MOST_DROPPED else 0.55,
     )
+
+
+def _hampered(case: Case) -> list[Evidence]:
+    """What shows that noise which acts in training only keeps the model from what can be had. Empty: nothing."""
+    training, validation, attainable = case.lift, validated_lift(case), case.attainable
+    if training is None or validation is None or attainable is None or case.epochs_since_change < LATE_EPOCHS:
+        return []
+    if validation < training + AHEAD or attainable < validation + SHORTFALL:
+        return []
+    text = (
+        f"validation, which drops nothing, has come {come(validation)}, training {max(training, 0):.0%}, "
+        f"{case.plain_model} {attainable:.0%}"
+    )
+    return [Evidence(text, case.step, {"lift": training, "val_lift": validation, "attainable": attainable})]
 
 
 def _rate(case: Case, layer: Layer) -> float:
@@ -278,6 +302,7 @@ def _run(
     losses: Float64 | None = None,
     validated: float | None = None,
     settings: dict[str, float] | None = None,
+    epochs: int = 4,
 ) -> Session:
     hidden = dense("hidden", 32)
     hidden = msgspec.structs.replace(hidden, settings={**hidden.settings, **({"l2": l2} if l2 else {})})
@@ -293,7 +318,7 @@ def _run(
         {"loss": losses, "accuracy": noisy(np.full(len(losses), accuracy), 0.03)},
         optimizer="adamw",
         settings=settings,
-        epochs=[logs] * 4,
+        epochs=[logs] * epochs,
         task="classification",
         layers=(hidden, *drop, dense("out", 3, "softmax", inputs=32)),
         data=trained_on(
@@ -307,6 +332,12 @@ def _run(
 HEALTHY = {
     "a dropout of a half, and it learns": lambda: _run(0.93, rate=0.5),
     "training looks bad under much dropout, validation is good": lambda: _run(0.7, rate=0.85, validated=0.96),
+    "half of the units are dropped, and validation is as good as a plain model": lambda: _run(
+        0.75, rate=0.5, validated=0.92, epochs=8
+    ),
+    "half of the units are dropped, and validation is no better": lambda: _run(
+        0.75, rate=0.5, validated=0.74, epochs=8
+    ),
     "a usual penalty": lambda: _run(0.7, l2=1e-4, norms=np.array([5.0, 5.5, 6.0])),
     "the penalty is most of a tiny loss": lambda: _run(0.99, l2=1e-3, losses=flat(0.03, 300, 0.002)),
     "the usual decay of AdamW": lambda: _run(0.5, settings={"weight_decay": 0.004, "learning_rate": 0.001}),
@@ -314,6 +345,9 @@ HEALTHY = {
 }
 AILING = {
     "nine of ten units are dropped": lambda: _run(0.45, rate=0.9),
+    "half of the units are dropped, and validation is ahead, far from what can be had": lambda: _run(
+        0.65, rate=0.5, validated=0.75, epochs=8
+    ),
     "a penalty that shrank the weights to nothing": lambda: _run(
         0.34,
         l2=1.0,
