@@ -3,16 +3,20 @@
 Sees: how many examples a step has, how many steps an epoch, and the gradient noise scale: the number of examples
 from which larger batches stop helping much. Too large: one or two steps an epoch, a hundred or two in all, with the
 loss far from where it could be. Too small: one to four examples a step, a noise scale far above that, and weights
-that are moved about by each step without the loss falling.
+that are moved about by each step without the loss falling. With so few examples, layers that normalise by the batch's
+own mean and deviation (Wu & He 2018) are blamed too where the model stays behind; and, as a guess, the batch itself
+where nothing was learned.
 
 Hurts because a batch beyond the noise scale costs as much as many steps and goes hardly further than one, and
 because the gradient of one or two examples points mostly somewhere else. Try 32 examples; while it trains,
 accumulate gradients over several batches, or lower the rate.
 
 Source: McCandlish et al. 2018 (arXiv 1812.06162), the simple noise scale; Keskar et al. 2017 (arXiv 1609.04836);
-Masters & Luschi 2018 (arXiv 1804.07612), who find 2 to 32 best where the rate fits.
+Masters & Luschi 2018 (arXiv 1804.07612), who find 2 to 32 best where the rate fits; Wu & He 2018 (arXiv 1803.08494):
+with batch normalisation, errors rise fast below 8 examples.
 
-Wrong where a batch of one is meant and the rate is small enough: it needs steps that are long beside the weights.
+Wrong where a batch of one is meant and the rate is small enough: what was measured needs steps that are long beside
+the weights.
 The noise scale rises as a training converges, so one that goes well gets no alarm. Silent where the size of batches
 is not known.
 """
@@ -24,11 +28,13 @@ from typing import Final
 
 import numpy as np
 
-from client_callback.wire.protocol import Float64
+from client_callback.wire.protocol import Float64, Layer, SignalProbe
 from monitor.diagnosis import motion
 from monitor.diagnosis.case import Case
+from monitor.diagnosis.epochs import come, reached
 from monitor.diagnosis.examples import Sampled, dense, falling, flat, output_of, session_of, trained_on
 from monitor.diagnosis.finding import Evidence, Finding, Remedy, Rule
+from monitor.diagnosis.trouble import SHORTFALL, trouble
 from monitor.session import Session
 
 SMALL: Final = 4
@@ -45,6 +51,7 @@ NOISY: Final = 10.0
 LONG: Final = 0.01
 """‖Δw‖ / ‖w‖ of the newest steps. With so long steps of noise the weights turn over every hundred steps."""
 USUAL: Final = 32
+MOST_NAMED: Final = 3
 
 
 def lacks(case: Case) -> str:
@@ -123,44 +130,29 @@ def _where(case: Case) -> Evidence:
 
 
 def _too_small(case: Case, size: float) -> Finding | None:
-    moved, pairs, progress = motion.motion(case), motion.pairs(case), case.progress
-    if moved is None or pairs is None or pairs.rows < 4 or case.step - case.changed_at < 100:
+    if case.non_finite_from is not None or case.solved or case.step - case.changed_at < 100:
         return None
-    restless = progress.trend in ("flat", "unclear", "rising")
-    if case.non_finite_from is not None or case.solved or not restless:
+    shown = _mostly_noise(case, size) or _of_batch_statistics(case) or _in_trouble(case, size)
+    if shown is None:
         return None
-    if not (pairs.noise_scale >= NOISY * size and moved.newest >= LONG):
-        return None
-    shown = (
-        "so large that no signal is seen"
-        if math.isinf(pairs.noise_scale)
-        else f"{pairs.noise_scale:,.0f} examples"
+    confidence, evidence = shown
+    batches, level = int(USUAL / max(size, 1)), case.progress.level
+    now = Evidence(
+        f"loss {level:.4g} ± {case.progress.noise:.2g}, trend {case.progress.trend}",
+        case.step - 1,
+        {"loss": level, "noise": case.progress.noise},
     )
-    batches = int(USUAL / max(size, 1))
     return Finding(
         rule="batch-size",
         title="The batch is too small: steps are mostly noise",
         severity="warning",
-        confidence=0.75 if size <= 2 else 0.6,
+        confidence=confidence,
         start=case.changed_at,
         stop=case.step,
         evidence=(
-            Evidence(
-                f"batches of {size:.0f}, while the gradient noise scale is {shown} (over {pairs.rows} sampled steps)",
-                case.step - 1,
-                {"batch_size": size, "noise_scale": pairs.noise_scale},
-            ),
-            Evidence(
-                f"a step moves kernels by {moved.newest:.1%} of their length, and successive gradients have a cosine "
-                f"of {pairs.cosine:.2f}",
-                case.step - 1,
-                {"update_ratio": moved.newest, "cosine": pairs.cosine},
-            ),
-            Evidence(
-                f"loss {progress.level:.4g} ± {progress.noise:.2g}, trend {progress.trend}",
-                case.step - 1,
-                {"loss": progress.level, "noise": progress.noise},
-            ),
+            Evidence(f"batches of {size:.0f}", None, {"batch_size": size}),
+            *evidence,
+            now,
         ),
         explanation="The gradient of so few examples points mostly somewhere else than that of all, so the weights "
         "are moved about rather than improved.",
@@ -170,6 +162,59 @@ def _too_small(case: Case, size: float) -> Finding | None:
             Remedy("In the script", code=f"model.fit(x, y, batch_size={USUAL}, …)"),
         ),
     )
+
+
+def _mostly_noise(case: Case, size: float) -> tuple[float, list[Evidence]] | None:
+    """Confidence, and what was measured of the gradients."""
+    moved, pairs = motion.motion(case), motion.pairs(case)
+    if moved is None or pairs is None or pairs.rows < 4 or case.progress.trend == "falling":
+        return None
+    if not (pairs.noise_scale >= NOISY * size and moved.newest >= LONG):
+        return None
+    shown = (
+        "so large that no signal is seen"
+        if math.isinf(pairs.noise_scale)
+        else f"{pairs.noise_scale:,.0f} examples"
+    )
+    return 0.75 if size <= 2 else 0.6, [
+        Evidence(
+            f"the gradient noise scale is {shown} (over {pairs.rows} sampled steps)",
+            case.step - 1,
+            {"noise_scale": pairs.noise_scale},
+        ),
+        Evidence(
+            f"a step moves kernels by {moved.newest:.1%} of their length, and successive gradients have a cosine "
+            f"of {pairs.cosine:.2f}",
+            case.step - 1,
+            {"update_ratio": moved.newest, "cosine": pairs.cosine},
+        ),
+    ]
+
+
+def _of_batch_statistics(case: Case) -> tuple[float, list[Evidence]] | None:
+    """The same where layers normalise by the mean and the deviation of so few examples, and it stays behind."""
+    layers = [layer.name for layer in case.layers if layer.class_name == "BatchNormalization"]
+    lift = reached(case)
+    if not layers or lift is None or case.attainable is None or not case.seasoned:
+        return None
+    if case.attainable - lift < SHORTFALL:
+        return None
+    return 0.55, [
+        Evidence(
+            f"{', '.join(layers[:MOST_NAMED])} normalises by the mean and the deviation of so few examples"
+        ),
+        Evidence(
+            f"it has come {come(lift)}, {case.plain_model} {case.attainable:.0%}",
+            case.step - 1,
+            {"lift": lift, "attainable": case.attainable},
+        ),
+    ]
+
+
+def _in_trouble(case: Case, size: float) -> tuple[float, list[Evidence]] | None:
+    """The same where nothing was measured that blames the batch, but it gets nowhere: a guess."""
+    wrong = trouble(case) if case.seasoned else ""
+    return (0.5 if size <= 2 else 0.4, [Evidence(wrong, case.step - 1)]) if wrong else None
 
 
 _STEPS = (0, 1, 3, 7, 15, 31, 63, 127, 255)
@@ -183,16 +228,20 @@ def _example(
     accuracy: float,
     ratio: float = 2e-3,
     noise_scale: float = 40.0,
+    normalised: bool = False,
+    signal: float | None = None,
 ) -> Session:
     count = len(loss)
     steps = [step for step in _STEPS if step < count]
     epochs = count // per_epoch
+    norm = (Layer(name="norm", class_name="BatchNormalization"),) if normalised else ()
+    probe = None if signal is None else SignalProbe(kind="accuracy", score=signal, chance=0.5, examples=1_000)
     return session_of(
         {"loss": loss, "accuracy": flat(accuracy, count, 0.02), "learning_rate": np.full(count, 1e-3)},
         task="binary",
-        layers=(dense("dense", 64), dense("dense_1", 1, "sigmoid")),
+        layers=(dense("dense", 64), *norm, dense("dense_1", 1, "sigmoid")),
         output=output_of("dense_1", 1, "sigmoid", "binary_crossentropy"),
-        data=trained_on(classes=(600, 600), batch_size=batch_size),
+        data=trained_on(classes=(600, 600), batch_size=batch_size, signal=probe),
         tables={
             "update_ratio": Sampled(steps, dict.fromkeys(("dense/kernel", "dense_1/kernel"), ratio)),
             "gradient_pair": Sampled(
@@ -211,6 +260,9 @@ HEALTHY = {
     "single examples and short steps": lambda: _example(
         flat(0.6, 400, 0.3), batch_size=1, per_epoch=100, accuracy=0.7
     ),
+    "two examples, batch normalisation, and as good as a plain model": lambda: _example(
+        flat(0.4, 400, 0.3), batch_size=2, per_epoch=100, accuracy=0.88, normalised=True, signal=0.9
+    ),
     "single examples, and the loss falls": lambda: _example(
         falling(400), batch_size=1, per_epoch=100, accuracy=0.9, ratio=0.02, noise_scale=400
     ),
@@ -218,6 +270,12 @@ HEALTHY = {
 AILING = {
     "the whole data set in a step, 14 steps": lambda: _example(
         falling(14, 0.69, 400, 1e-3), batch_size=1200, per_epoch=1, accuracy=0.52
+    ),
+    "two examples, batch normalisation, and far behind a plain model": lambda: _example(
+        flat(0.6, 400, 0.3), batch_size=2, per_epoch=100, accuracy=0.7, normalised=True, signal=0.9
+    ),
+    "two examples a step, and nothing is learned": lambda: _example(
+        flat(0.7, 400, 0.05), batch_size=2, per_epoch=100, accuracy=0.5
     ),
     "one example to a long step": lambda: _example(
         flat(0.7, 400, 0.6), batch_size=1, per_epoch=100, accuracy=0.55, ratio=0.03, noise_scale=400

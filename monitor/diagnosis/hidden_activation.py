@@ -12,7 +12,8 @@ with the initializer that fits it (He's). Sources: Glorot and Bengio (2010), "Un
 deep feedforward neural networks"; He et al. (2015); AutoTrainer (ICSE'21) and DeepDiagnosis (ICSE'22) name the same.
 
 Wrong for a linear autoencoder and for gates in attention (layers that multiply are no stack). Stacks are told of only
-in trouble, since three tanh layers often train well. Silent where the layers are not known, or are of the user's own
+in trouble, since three tanh layers often train well; deep ones also where six epochs brought little and nothing tells
+what could be had. Silent where the layers are not known, or are of the user's own
 classes, which may do anything between.
 """
 
@@ -23,12 +24,12 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from client_callback.wire.protocol import Layer, Output
+from client_callback.wire.protocol import Float64, Layer, Output
 from monitor.diagnosis import motion
 from monitor.diagnosis.case import Case, per_run
 from monitor.diagnosis.examples import Sampled, dense, falling, flat, session_of, trained, trained_on
 from monitor.diagnosis.finding import Evidence, Finding, Remedy, Rule, Severity
-from monitor.diagnosis.trouble import thrives, trouble
+from monitor.diagnosis.trouble import falls_short, thrives, trouble
 from monitor.session import Session
 
 WEIGHTED: Final = ("Dense", "EinsumDense", "Conv", "DepthwiseConv", "SeparableConv")
@@ -64,6 +65,8 @@ FEWEST_TANHS: Final = 4
 """Tanh's slope is 1 in the middle, so it takes more of them, or saturation."""
 SATURATED: Final = 0.5
 """Share of outputs at the ends, as TheDeepChecker and SageMaker Debugger have it."""
+DEEP: Final = 4
+"""Hidden layers: with fewer, hard data are as good an explanation of little learned."""
 FADED: Final = 0.02
 """Mean |gradient| of an early kernel as a share of the last one's: sound networks show 0.1 to 10."""
 
@@ -97,9 +100,11 @@ def check(case: Case) -> list[Finding]:
             _bare(case, hidden),
         ]
         sign = max((one for one in signs if one), key=lambda one: one.confidence, default=None)
+    elif sign is None and falls_short(case) and len(hidden) >= DEEP:
+        sign = _stack(case, hidden)
     if sign is None or _gated(case):
         return []
-    wrong = trouble(case)
+    wrong = trouble(case) or falls_short(case)
     evidence = [*sign.evidence, *([Evidence(wrong, case.step - 1)] if wrong else [])]
     return [
         Finding(
@@ -378,7 +383,13 @@ def _names(layers: list[Layer]) -> str:
 
 
 def _network(
-    activation: str, count: int, *, lift: float = 0.0, between: tuple[Layer, ...] = (), **more: Any
+    activation: str,
+    count: int,
+    *,
+    lift: float = 0.0,
+    loss: Float64 | None = None,
+    between: tuple[Layer, ...] = (),
+    **more: Any,
 ) -> Session:
     """Ten classes; hidden layers of one kind; the training has come so far from guessing, and stays there."""
     layers = [dense(f"hidden_{n}", 32, activation, inputs=64 if n == 0 else 32) for n in range(count)]
@@ -388,7 +399,8 @@ def _network(
         "task": "classification",
         "data": trained_on(classes=(100,) * 10),
     }
-    return trained(10, "softmax", "sparse_categorical_crossentropy", flat(2.3 * (1 - lift)), **(given | more))
+    losses = flat(2.3 * (1 - lift)) if loss is None else loss
+    return trained(10, "softmax", "sparse_categorical_crossentropy", losses, **(given | more))
 
 
 def _gradients(count: int, decay: float) -> dict[str, Sampled]:
@@ -432,6 +444,9 @@ _GATE = Layer(name="gate", class_name="Multiply")
 HEALTHY = {
     "relu layers": lambda: _network("relu", 3),
     "five sigmoid layers in a training that goes well": lambda: _network("sigmoid", 5, lift=0.95),
+    "two sigmoid layers that slowly learn": lambda: _network(
+        "sigmoid", 2, lift=0.3, loss=falling(400, 2.3, 1_100)
+    ),
     "three tanh layers": lambda: _network("tanh", 3),
     "sigmoid layers with normalisation between them": lambda: _network("sigmoid", 3, between=(_NORM,)),
     "linear layers and activations of their own": lambda: _network(
@@ -454,6 +469,9 @@ AILING = {
     ),
     "five sigmoid layers": lambda: _network("sigmoid", 5),
     "five sigmoid layers, whose gradient fades": lambda: _network("sigmoid", 5, tables=_gradients(5, 0.2)),
+    "five sigmoid layers that have learned little, and nothing tells what could be had": lambda: _network(
+        "sigmoid", 5, lift=0.3, loss=falling(400, 2.3, 1_100)
+    ),
     "six tanh layers, whose gradient fades": lambda: _network("tanh", 6, tables=_gradients(6, 0.4)),
     "sigmoids that are layers of their own": lambda: _network(
         "linear", 2, layers=(*_apart("sigmoid", 3), dense("last", 10, "softmax", inputs=32))

@@ -10,9 +10,9 @@ It also sees what is scaled twice: a layer that divides what is small already, a
 
 Hurts because no learning rate suits all weights then. Standardise the inputs, or divide pixels by 255. That inputs
 are large is certain; whether it hurts is not: many networks bear pixels from 0 to 255 well. So it is a note unless
-the training is in trouble, and surer where the first loss was far above that of guessing. Further sources:
-StackOverflow 39525358 (unscaled inputs: flat at the majority's share); UMLAUT (CHI'21) warns beyond 1 whatever the
-training does.
+the training is in trouble, or has learned little in six epochs and nothing tells what could be had; it is surer where
+the first loss was far above that of guessing. Further sources: StackOverflow 39525358 (unscaled inputs: flat at the
+majority's share); UMLAUT (CHI'21) warns beyond 1 whatever the training does.
 
 Wrong for counts and sums in which size is what matters, and for inputs that the user's own layers scale. Silent
 before embeddings, and where a layer of Keras normalises, unless twice. Which layer feeds which is not known in
@@ -26,7 +26,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from client_callback.wire.protocol import Layer, Summary
+from client_callback.wire.protocol import Float64, Layer, Summary
 from monitor.diagnosis import experiments, motion
 from monitor.diagnosis.case import Case
 from monitor.diagnosis.examples import (
@@ -40,7 +40,7 @@ from monitor.diagnosis.examples import (
     with_trial,
 )
 from monitor.diagnosis.finding import Evidence, Finding, Remedy, Rule, Severity
-from monitor.diagnosis.trouble import thrives, trouble
+from monitor.diagnosis.trouble import falls_short, thrives, trouble
 from monitor.session import Session
 
 LARGE: Final = 10.0
@@ -120,7 +120,7 @@ def check(case: Case) -> list[Finding]:
     if sizes is None or found is None:
         return [_of_twice(case, twice)] if twice is not None else []
     title, text, confidence = found
-    wrong = trouble(case)
+    wrong = trouble(case) or falls_short(case)
     evidence = [Evidence(text, sizes.step, _numbers(sizes))]
     first = _first_loss(case)
     if first is not None:
@@ -360,9 +360,11 @@ def _sampled(case: Case) -> _Sizes | None:
 # ── Examples ────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _network(inputs: dict[str, Any], *, lift: float = 0.0, first: float = 2.5, **more: Any) -> Session:
+def _network(
+    inputs: dict[str, Any], *, lift: float = 0.0, first: float = 2.5, loss: Float64 | None = None, **more: Any
+) -> Session:
     """Ten classes; the training has come so far from guessing, and stays there."""
-    losses = flat(2.3 * (1 - lift))
+    losses = flat(2.3 * (1 - lift)) if loss is None else loss
     losses[0] = first
     given: dict[str, Any] = {
         "layers": (dense("hidden", 32), dense("last", 10, "softmax", inputs=32)),
@@ -399,6 +401,9 @@ HEALTHY = {
 AILING = {
     "pixels from 0 to 255": lambda: _network(_PIXELS, first=60.0),
     "pixels from 0 to 255 in a training that goes well": lambda: _network(_PIXELS, lift=0.95),
+    "salaries beside ages, little is learned, and nothing tells what could be had": lambda: _network(
+        _SALARIES, lift=0.3, loss=falling(400, 2.3, 1_100)
+    ),
     "salaries beside ages": lambda: _network(_SALARIES, optimizer="sgd"),
     "features of different sizes, none huge": lambda: _network(
         _of(0.3, 2.0, -9.0, 9.0, std_low=0.01, std_high=5.0)

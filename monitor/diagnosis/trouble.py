@@ -9,7 +9,7 @@ import math
 from typing import Final
 
 from monitor.diagnosis.case import Case, per_case
-from monitor.diagnosis.epochs import reached
+from monitor.diagnosis.epochs import come, reached
 from monitor.diagnosis.motion import guessing_loss
 
 SHORTFALL: Final = 0.15
@@ -44,6 +44,18 @@ def trouble(case: Case) -> str:
         if behind >= SHORTFALL:
             return f"it is {behind:.2f} of the way behind {case.plain_model}{_beside(case, lift)}"
     return ""
+
+
+@per_case
+def falls_short(case: Case) -> str:
+    """How little was learned in several epochs, where nothing tells what could be had. Empty: not so.
+
+    Hard data look the same, so this counts only beside what is wrong by construction.
+    """
+    lift = reached(case)
+    if trouble(case) or case.attainable is not None or lift is None or case.epochs_since_change < LATE_EPOCHS:
+        return ""
+    return f"in {case.epochs_since_change} epochs it has come {come(lift)}" if lift < WELL else ""
 
 
 def gets_nowhere(case: Case) -> bool:
