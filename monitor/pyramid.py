@@ -17,6 +17,8 @@ Array: TypeAlias = npt.NDArray[Any]
 Steps: TypeAlias = npt.NDArray[np.int64]
 
 FACTOR: Final = 16
+FEW: Final = 8_192
+"""So many items are added up at a stroke: looking at whole blocks of them would take longer."""
 _OFFSETS: Final = np.arange(FACTOR, dtype=np.int64)[:, None]
 
 
@@ -154,6 +156,35 @@ class Pyramid:
             starts, stops = np.where(apart, up // FACTOR, 0), np.where(apart, down // FACTOR, 0)
             depth += 1
         return results
+
+    def totals(self, values: Array, first: int, length: int, count: int) -> npt.NDArray[np.float64]:
+        """The sums over `count` parts of `length` steps, one after another from step `first` on, all in the column.
+
+        On each level the blocks that an edge cuts in two are looked into, once for the two parts that meet there,
+        until few whole blocks are left.
+        """
+        edges = first + length * np.arange(count + 1, dtype=np.int64)
+        before, after = np.zeros(count + 1), np.zeros(count + 1)
+        """In the block that holds an edge: what comes before it, and from it on."""
+        depth = -1
+        while length * count > FEW and length >= 2 * FACTOR:  # no two edges in one block
+            index = (edges // FACTOR * FACTOR)[:, None] + np.arange(FACTOR)
+            if depth < 0:
+                items = self._leaves(values.take(index, mode="clip"), TOTAL)
+            else:
+                items = self._levels[depth][TOTAL].view.take(index, mode="clip")
+            apart = index - edges[:, None]
+            before += np.where(apart < 0, items, 0.0).sum(axis=1)
+            after += np.where(apart > 0 if depth >= 0 else apart >= 0, items, 0.0).sum(axis=1)
+            edges //= FACTOR
+            length //= FACTOR
+            depth += 1
+        inside, starts = slice(edges[0], edges[-1]), edges[:-1] - edges[0]
+        if depth < 0:
+            return np.asarray(np.add.reduceat(self._leaves(values[inside], TOTAL), starts))
+        whole = self._levels[depth][TOTAL].view[inside].copy()
+        whole[starts] = after[:-1]
+        return np.asarray(np.add.reduceat(whole, starts) + before[1:])
 
     def _summarise(self, values: Array) -> None:
         self._skipped.truncate(int(np.searchsorted(self._skipped.view, self._changed)))

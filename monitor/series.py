@@ -122,6 +122,17 @@ class Column:
         means = np.divide(totals, counts, out=np.full(len(steps), np.nan), where=counts > 0)
         return steps, np.power(10.0, means) if log else means
 
+    def block_means(self, first: int, length: int, count: int) -> npt.NDArray[np.float64]:
+        """Means of `count` blocks of `length` steps, one after another from step `first` on; float64 `[count]`.
+
+        The column must reach that far. Only finite values count; NaN where a block has none.
+        """
+        values, pyramid = self._summary(log=False)
+        totals = pyramid.totals(values, first, length, count)
+        starts = first + length * np.arange(count, dtype=np.int64)
+        counts = pyramid.counts(starts, starts + length)
+        return np.divide(totals, counts, out=np.full(count, np.nan), where=counts > 0)
+
     def _summary(self, log: bool) -> tuple[Array, Pyramid]:
         pyramid, values = self._positive if log else self._pyramid, self._values.view
         pyramid.update(values)

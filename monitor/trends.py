@@ -13,9 +13,4 @@ def block_means(column: Column, first: int, block: int, count: int) -> Float64:
 
     The column must reach that far. Only finite values count; NaN where a block has none.
     """
-    if count < 1:
-        return np.empty(0)
-    # Centred windows of one block's length, one block apart, are exactly the blocks.
-    middle = first + block // 2
-    _, means = column.smoothed(middle, middle + (count - 1) * block + 1, count, block)
-    return means
+    return column.block_means(first, block, count) if count >= 1 else np.empty(0)
