@@ -131,7 +131,7 @@ class Column:
         totals = pyramid.totals(values, first, length, count)
         starts = first + length * np.arange(count, dtype=np.int64)
         counts = pyramid.counts(starts, starts + length)
-        return np.divide(totals, counts, out=np.full(count, np.nan), where=counts > 0)
+        return np.asarray(np.divide(totals, counts, out=np.full(count, np.nan), where=counts > 0))
 
     def _summary(self, log: bool) -> tuple[Array, Pyramid]:
         pyramid, values = self._positive if log else self._pyramid, self._values.view

@@ -87,7 +87,7 @@ def lacks(case: Case) -> str:
 def check(case: Case) -> list[Finding]:
     """At most one finding."""
     kernels = _kernels(case)
-    sign = _alike(case, kernels) or _large(case, kernels) or _small(case, kernels)
+    sign = _alike(case, kernels) or _large(case, kernels) or _small(case)
     if sign is None:
         return []
     wrong = trouble(case)
@@ -108,14 +108,13 @@ def check(case: Case) -> list[Finding]:
 
 def _alike(case: Case, kernels: list[_Kernel]) -> _Sign | None:
     """Constant kernels before the output."""
-    constant = [kernel.constant for kernel in kernels]
-    hidden = [n for n in range(len(kernels) - 1) if constant[n] and kernels[n].layer.units > 1]
+    hidden = _constant_hidden(case)
     if not hidden:
         return None
     first = kernels[hidden[0]]
     value = first.values.mean
     # Units that begin alike part company only where what follows treats them differently, and lets something back.
-    stays = all(constant[n + 1] for n in hidden) or (
+    stays = all(kernels[n + 1].constant for n in hidden) or (
         value == 0 and first.layer.activation not in ("sigmoid", "hard_sigmoid", "softplus", "exponential")
     )
     if not stays and not trouble(case):
@@ -145,10 +144,8 @@ def _alike(case: Case, kernels: list[_Kernel]) -> _Sign | None:
 
 
 def _large(case: Case, kernels: list[_Kernel]) -> _Sign | None:
-    chosen = [kernel for kernel in kernels if not kernel.constant]
-    large = [kernel for kernel in chosen if kernel.gain > MUCH_TOO_LARGE and not _keeps_size(kernel)]
-    growth = math.prod(kernel.gain for kernel in chosen)
-    if not large or growth < (GROWS if len(chosen) > 1 else MUCH_TOO_LARGE) or _normalised(case):
+    large = _enlarging(case)
+    if not large:
         return None
     worst = max(large, key=lambda kernel: kernel.gain)
     first = _first_loss(case)
@@ -157,6 +154,7 @@ def _large(case: Case, kernels: list[_Kernel]) -> _Sign | None:
         return None
     evidence = [_of_size(worst)]
     if len(large) > 1:
+        growth = _growth(kernels)
         evidence.append(Evidence(f"{len(large)} layers together enlarge signals {growth:.2g} times"))
     confidence = 0.65
     if first is not None:
@@ -173,14 +171,11 @@ def _large(case: Case, kernels: list[_Kernel]) -> _Sign | None:
     )
 
 
-def _small(case: Case, kernels: list[_Kernel]) -> _Sign | None:
-    chosen = [kernel for kernel in kernels if not kernel.constant]
-    small = [kernel for kernel in chosen if kernel.gain < 0.5 and not _keeps_size(kernel)]
-    if len(small) < FEWEST_SHRINKING or _normalised(case) or not trouble(case):
+def _small(case: Case) -> _Sign | None:
+    small = _shrinking(case)
+    if not small or not trouble(case):
         return None
     left = math.prod(kernel.gain for kernel in small)
-    if left > SHRINKS:
-        return None
     worst = min(small, key=lambda kernel: kernel.gain)
     return _Sign(
         f"The first weights are too small: {left:.1g} of a signal is left",
@@ -259,6 +254,39 @@ def _kernels(case: Case) -> list[_Kernel]:
             _Kernel(layer, values, fan_in, spread * math.sqrt(fan_in) * passed, _is_constant(values))
         )
     return found
+
+
+@per_run
+def _constant_hidden(case: Case) -> list[int]:
+    """Places of the constant kernels before the output, of layers with several units."""
+    kernels = _kernels(case)[:-1]
+    return [n for n, kernel in enumerate(kernels) if kernel.constant and kernel.layer.units > 1]
+
+
+@per_run
+def _enlarging(case: Case) -> list[_Kernel]:
+    """Those that are much too large, where signals grow through all layers together."""
+    chosen = [kernel for kernel in _kernels(case) if not kernel.constant]
+    if _growth(chosen) < (GROWS if len(chosen) > 1 else MUCH_TOO_LARGE) or _normalised(case):
+        return []
+    return [kernel for kernel in chosen if kernel.gain > MUCH_TOO_LARGE and not _keeps_size(kernel)]
+
+
+@per_run
+def _shrinking(case: Case) -> list[_Kernel]:
+    """Those that are too small, where hardly anything of a signal is left behind them all."""
+    small = [
+        kernel
+        for kernel in _kernels(case)
+        if kernel.gain < 0.5 and not kernel.constant and not _keeps_size(kernel)
+    ]
+    shrunk = len(small) >= FEWEST_SHRINKING and math.prod(kernel.gain for kernel in small) <= SHRINKS
+    return small if shrunk and not _normalised(case) else []
+
+
+def _growth(kernels: list[_Kernel]) -> float:
+    """By which those that are not constant enlarge signals together."""
+    return math.prod(kernel.gain for kernel in kernels if not kernel.constant)
 
 
 def _fan_in(layer: Layer) -> int:

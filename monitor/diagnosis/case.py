@@ -32,6 +32,7 @@ from client_callback.wire.protocol import (
     RunDescription,
     TargetData,
 )
+from monitor.diagnosis.medians import medians
 from monitor.diagnosis.progress import BLOCKS, Progress, judge, unknown
 from monitor.series import Column
 from monitor.session import Session, Task
@@ -173,7 +174,7 @@ class Case:
     @cached_property
     def trained_layers(self) -> tuple[Layer, ...]:
         """Those with a kernel, that train."""
-        return tuple(layer for layer in self.layers if layer.kernel_shape and layer.trainable)
+        return _trained_layers(self)
 
     @property
     def backend(self) -> str:
@@ -194,7 +195,7 @@ class Case:
             rate = float(given) if isinstance(given, int | float) else None
         return rate
 
-    @property
+    @cached_property
     def output(self) -> Output | None:
         """The first with a loss. `None`: not known."""
         outputs = self.session.run.outputs if self.session.run else ()
@@ -458,7 +459,7 @@ class Case:
         epochs = self.epochs_since_change
         return f"too early to tell: {since} steps and {epochs} epochs{after}, of 200 steps or 3 epochs"
 
-    @property
+    @cached_property
     def epochs_since_change(self) -> int:
         """Whole epochs since the training was last changed by a command."""
         return sum(end > self.changed_at for end in self.session.epoch_ends.values())
@@ -549,9 +550,8 @@ class Case:
     @cached_property
     def penalty(self) -> float:
         """What regularisation of kernels adds to the loss now: Σ l2·‖w‖² (of l1 no more is known than 0)."""
-        norms = self.table("weight_norm")
-        strengths = {layer.name: float(layer.settings.get("l2") or 0.0) for layer in self.layers}
-        if norms is None or not any(strengths.values()):
+        norms, strengths = self.table("weight_norm"), _strengths(self)
+        if norms is None or not strengths:
             return 0.0
         newest = norms.recent("", 1)
         total = 0.0
@@ -586,15 +586,16 @@ def _remembering(
     return once
 
 
-def medians(values: npt.NDArray[np.floating[Any]], axis: int = 0) -> Float64:
-    """Along an axis, over the finite values only; NaN where there is none."""
-    known = np.isfinite(values)
-    in_order = np.sort(np.where(known, values, np.nan).astype(np.float64), axis=axis)  # NaN comes last
-    number = known.sum(axis=axis, keepdims=True)
-    low = np.take_along_axis(in_order, np.maximum(number - 1, 0) // 2, axis)
-    high = np.take_along_axis(in_order, np.minimum(number // 2, values.shape[axis] - 1), axis)
-    middle: Float64 = ((low + high) / 2).squeeze(axis)
-    return middle
+@per_run
+def _trained_layers(case: Case) -> tuple[Layer, ...]:
+    return tuple(layer for layer in case.layers if layer.kernel_shape and layer.trainable)
+
+
+@per_run
+def _strengths(case: Case) -> dict[str, float]:
+    """Name of a layer → what `l2` multiplies its squared norm with, if it has one."""
+    strengths = {layer.name: float(layer.settings.get("l2") or 0.0) for layer in case.layers}
+    return {name: strength for name, strength in strengths.items() if strength}
 
 
 def _mean(values: npt.NDArray[np.float32]) -> float | None:

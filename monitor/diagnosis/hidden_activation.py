@@ -126,9 +126,7 @@ def check(case: Case) -> list[Finding]:
 
 def _linear(case: Case, hidden: list[Layer]) -> _Sign | None:
     """No non-linearity at all before the output."""
-    if not hidden or not _graph_known(case):
-        return None
-    if not all(_is_linear(layer) for layer in case.layers if layer.name not in _ends(case)):
+    if not hidden or not _graph_known(case) or not _all_linear(case):
         return None
     wrong = trouble(case)
     severity: Severity = "note" if thrives(case) else "warning"
@@ -177,7 +175,7 @@ def _stack(case: Case, hidden: list[Layer]) -> _Sign | None:
     decay = motion.gradient_decay(case)
     share = decay[1] / decay[3] if decay else math.nan
     faded = share < FADED
-    if any(_is(layer, NORMALISING) for layer in case.layers) and not faded:
+    if _normalises(case) and not faded:
         return None
     if len(sigmoids) >= FEWEST_SIGMOIDS:
         confidence = min(0.3 + 0.1 * len(sigmoids), 0.8)
@@ -270,8 +268,7 @@ def _growing(case: Case) -> _Sign | None:
 
 def _bare(case: Case, hidden: list[Layer]) -> _Sign | None:
     """Only pooling bends anything."""
-    others = [layer for layer in case.layers if layer.name not in _ends(case)]
-    if len(hidden) < 2 or not _graph_known(case) or any(_bends(layer) for layer in others):
+    if len(hidden) < 2 or not _graph_known(case) or not _only_pools(case):
         return None
     return _Sign(
         "Hidden layers without activation",
@@ -356,6 +353,30 @@ def _recurrent(case: Case) -> list[Layer]:
     return [layer for layer in case.layers if layer.class_name in RECURRENT]
 
 
+@per_run
+def _normalises(case: Case) -> bool:
+    return any(_is(layer, NORMALISING) for layer in case.layers)
+
+
+@per_run
+def _all_linear(case: Case) -> bool:
+    """Whether all layers before the output are."""
+    ends = _ends(case)
+    return all(_is_linear(layer) for layer in case.layers if layer.name not in ends)
+
+
+@per_run
+def _only_pools(case: Case) -> bool:
+    """Whether nothing before the output is non-linear by more than choosing the largest."""
+    ends = _ends(case)
+    return all(
+        _is_linear(layer) or "MaxPooling" in layer.class_name
+        for layer in case.layers
+        if layer.name not in ends
+    )
+
+
+@per_run
 def _gated(case: Case) -> bool:
     return any(layer.class_name in MULTIPLYING for layer in case.layers)
 
@@ -367,11 +388,6 @@ def _is(layer: Layer, kinds: tuple[str, ...]) -> bool:
 def _is_linear(layer: Layer) -> bool:
     known = _is(layer, WEIGHTED + LINEAR) or layer.class_name == "TimeDistributed"
     return known and layer.activation in ("", "linear") and not layer.class_name.startswith("MultiHead")
-
-
-def _bends(layer: Layer) -> bool:
-    """Whether it is non-linear by more than choosing the largest, as pooling does."""
-    return not _is_linear(layer) and "MaxPooling" not in layer.class_name
 
 
 def _names(layers: list[Layer]) -> str:

@@ -28,7 +28,7 @@ import numpy as np
 
 from client_callback.wire.protocol import Float64, Layer, Summary
 from monitor.diagnosis import experiments, motion
-from monitor.diagnosis.case import Case
+from monitor.diagnosis.case import Case, per_run
 from monitor.diagnosis.examples import (
     Sampled,
     dense,
@@ -163,6 +163,11 @@ class _Twice(NamedTuple):
 
 def _scaled_twice(case: Case) -> _Twice | None:
     """Inputs that were scaled before the model scales them, or a layer that normalises what is normalised."""
+    return _normalised_twice(case) or _shrunk_twice(case)
+
+
+@per_run
+def _normalised_twice(case: Case) -> _Twice | None:
     before: Layer | None = None
     branches = any(
         layer.class_name in MERGING for layer in case.layers
@@ -179,6 +184,10 @@ def _scaled_twice(case: Case) -> _Twice | None:
                 harms=False,
             )
         before = layer if normalises else None
+    return None
+
+
+def _shrunk_twice(case: Case) -> _Twice | None:
     factor = next((layer for layer in case.layers[:2] if layer.class_name == "Rescaling"), None)
     sizes, scale = _sizes(case), factor.settings.get("scale") if factor is not None else None
     if factor is None or sizes is None or not isinstance(scale, int | float):

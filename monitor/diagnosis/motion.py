@@ -6,13 +6,15 @@ command changed it last. No rule here. Costs are bounded: of long tables so many
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Final, NamedTuple
 
 import numpy as np
 
-from client_callback.wire.protocol import Layer
-from monitor.diagnosis.case import Case, Table, medians, per_case, per_run
+from client_callback.wire.protocol import Int64, Layer
+from monitor.diagnosis.case import Case, Table, per_case, per_run
+from monitor.diagnosis.medians import median, medians
 
 MOST_ROWS: Final = 48
 """Of a table that are looked at."""
@@ -136,8 +138,14 @@ def table(case: Case, name: str) -> Table | None:
     count = len(found.steps) - first
     if count <= 0:
         return None
-    places = first + np.unique(np.linspace(0, count - 1, min(count, MOST_ROWS)).astype(np.int64))
+    places = first + _thinned(count)
     return found._replace(steps=found.steps[places], values=found.values[places])
+
+
+@functools.lru_cache(maxsize=8)  # tables have about as many rows each
+def _thinned(count: int) -> Int64:
+    """Places of the rows that are looked at, of so many: the first and the newest are among them."""
+    return np.unique(np.linspace(0, count - 1, min(count, MOST_ROWS)).astype(np.int64))
 
 
 @per_case
@@ -153,15 +161,16 @@ def motion(case: Case) -> Motion | None:
         return None
     by_row = medians(ratios[:EARLY_ROWS], axis=1)
     newest = medians(ratios[-NEWEST_ROWS:])
+    newest = newest[np.isfinite(newest)]
     reach = np.diff(np.append(found.steps, max(case.step, found.steps[-1] + 1)))
     travelled = np.where(known, ratios, 0.0).T @ reach
     total = case.session.total_steps or case.step
     left = 0 if case.session.ended else max(0, total - case.step)
-    fastest = float(np.max(newest[np.isfinite(newest)], initial=0.0))
+    fastest = float(np.max(newest, initial=0.0))
     return Motion(
         int(found.steps[0]),
         float(np.max(by_row[np.isfinite(by_row)], initial=0.0)),
-        float(np.median(newest[np.isfinite(newest)])) if np.isfinite(newest).any() else math.nan,
+        median(newest) if len(newest) else math.nan,
         fastest,
         float(travelled.max()),
         fastest * left,
@@ -190,16 +199,17 @@ def dead_layers(case: Case, share: float) -> list[Dead]:
     if outputs is None:
         return []
     found = []
-    of_units = outputs.column("zero_units").astype(np.float64)
+    of_units = outputs.column("zero_units")
     # Silent units' zeros are among all zeros: most layers need no closer look.
     for place in np.flatnonzero(outputs.column("zero_share")[-1] >= 0.99 * share).tolist():
         label = outputs.labels[place]
         layer = layer_of(case, label)
         if layer is None or not layer.units or layer.activation not in ("relu", "relu6"):
             continue
-        if of_units[-1, place] < share * layer.units or (case.output and layer.name == case.output.layer):
+        units = of_units[:, place].astype(np.float64)
+        if units[-1] < share * layer.units or (case.output and layer.name == case.output.layer):
             continue
-        silent = of_units[:, place] / layer.units
+        silent = units / layer.units
         if gradients is not None and label in gradients.labels:
             unreached = gradients.column()[:, gradients.labels.index(label)]
             _, of_both, same = np.intersect1d(outputs.steps, gradients.steps, True, return_indices=True)

@@ -28,6 +28,7 @@ from monitor.diagnosis import motion
 from monitor.diagnosis.case import Case
 from monitor.diagnosis.examples import Sampled, falling, flat, noisy, session_of
 from monitor.diagnosis.finding import Evidence, Finding, Remedy, Rule
+from monitor.diagnosis.medians import median
 from monitor.session import Session
 
 FEWEST_STEPS: Final = 96
@@ -106,14 +107,15 @@ def _waves(case: Case) -> _Waves | None:
     if block < 1:
         return None
     means = losses[len(losses) - 32 * block :].reshape(32, block).mean(axis=1)
-    level = abs(float(np.median(means)))
     time = np.arange(32) - 15.5
     line = means.mean() + time * (time @ means / (time @ time))  # least squares
     spread = float(np.std(means - line))
+    if not spread > SWING * abs(median(means)) or _spiked(means - line):
+        return None
     # Of Gaussian noise the median of |difference| is 0.6745 · √2 standard deviations.
-    noise = float(np.median(np.abs(np.diff(losses)))) / (0.6745 * math.sqrt(2))
+    noise = median(np.abs(np.diff(losses))) / (0.6745 * math.sqrt(2))
     by_noise = noise / math.sqrt(block)
-    if not (spread > BEYOND_NOISE * by_noise and spread > SWING * level) or _spiked(means - line):
+    if not spread > BEYOND_NOISE * by_noise:
         return None
     return _Waves(spread, by_noise, float(means.min()), float(means.max()))
 

@@ -28,7 +28,7 @@ import msgspec
 import numpy as np
 
 from client_callback.wire.protocol import Float64, Layer, SignalProbe
-from monitor.diagnosis.case import Case
+from monitor.diagnosis.case import Case, per_run
 from monitor.diagnosis.epochs import come, reached, validated_lift
 from monitor.diagnosis.examples import Sampled, dense, flat, noisy, session_of, trained_on
 from monitor.diagnosis.finding import Evidence, Finding, Remedy, Rule
@@ -131,7 +131,7 @@ def _finding(case: Case, weight: _Weight) -> Finding:
 def _dropout(case: Case) -> _Weight | None:
     hampered = _hampered(case)
     least = MUCH_DROPPED if hampered else MOST_DROPPED
-    heavy = [(layer, rate) for layer in case.layers for rate in [_rate(case, layer)] if rate >= least]
+    heavy = [(layer, rate) for layer in _drops(case) for rate in [_rate(case, layer)] if rate >= least]
     if not heavy:
         return None
     names = ", ".join(layer.name for layer, _ in heavy)
@@ -170,10 +170,13 @@ def _hampered(case: Case) -> list[Evidence]:
     return [Evidence(text, case.step, {"lift": training, "val_lift": validation, "attainable": attainable})]
 
 
+@per_run
+def _drops(case: Case) -> list[Layer]:
+    return [layer for layer in case.layers if "Dropout" in layer.class_name]
+
+
 def _rate(case: Case, layer: Layer) -> float:
     """Share that it drops, as it is now: a command may have changed it."""
-    if "Dropout" not in layer.class_name:
-        return 0.0
     key = f"{layer.name}.rate"
     told = next((r.after[key] for r in reversed(case.session.replies) if key in r.after), None)
     value = told if isinstance(told, int | float) else layer.settings.get("rate")
@@ -236,12 +239,18 @@ def _penalty(case: Case) -> _Weight | None:
     )
 
 
-def _penalised(case: Case) -> list[_Penalised]:
-    layers = {
+@per_run
+def _with_penalty(case: Case) -> dict[str, Layer]:
+    """By name."""
+    return {
         layer.name: layer
         for layer in case.trained_layers
         if float(layer.settings.get("l1") or 0) > 0 or float(layer.settings.get("l2") or 0) > 0
     }
+
+
+def _penalised(case: Case) -> list[_Penalised]:
+    layers = _with_penalty(case)
     norms = case.table("weight_norm") if layers else None
     if norms is None:
         return []

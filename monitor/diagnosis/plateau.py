@@ -39,6 +39,7 @@ from monitor.diagnosis.case import BARELY, FEWEST_STEPS, Case
 from monitor.diagnosis.epochs import come
 from monitor.diagnosis.examples import noisy, session_of
 from monitor.diagnosis.finding import Evidence, Finding, Remedy, Rule, Severity
+from monitor.diagnosis.medians import median
 from monitor.series import Column
 from monitor.session import Session
 from monitor.trends import block_means
@@ -200,7 +201,7 @@ def _of_loss(case: Case, flat: _Flat) -> Evidence:
     else:
         losses = _newest(column, flat)
         # The median absolute deviation, scaled to equal a normal noise's standard deviation; spikes do not count.
-        noise = 1.4826 * float(np.median(np.abs(losses - np.median(losses))))
+        noise = 1.4826 * median(np.abs(losses - median(losses)))
         looked_at = f"the last {min(steps, BLOCKS * block_steps(len(column))):,} of them"
     text = (
         f"loss {flat.level:.4g} ± {noise:.2g} over steps {flat.start:,} to {flat.stop - 1:,}: "

@@ -13,6 +13,7 @@ import numpy as np
 
 from client_callback.wire.protocol import Float64
 from client_callback.wire.trends import trends
+from monitor.diagnosis.medians import median, medians
 
 BLOCKS: Final = 64
 """Over the steps looked at; the newest half of them tells whether the loss still falls."""
@@ -75,11 +76,11 @@ def judge(means: Float64, start: int, steps: int, block: int, *, by_epoch: bool)
     half = known[len(known) // 2 :] if len(known) >= 24 else known[len(known) // 4 :]
     found = trends(half[None], Z_SURE)
     eighth = max(1, len(known) // 8)
-    level = float(np.median(known[-eighth:]))
-    smooth = np.median(np.lib.stride_tricks.sliding_window_view(known, eighth), axis=1)
+    level = median(known[-eighth:])
+    smooth = medians(np.lib.stride_tricks.sliding_window_view(known, eighth), axis=1)
     fall, at_most = float(-found.slopes[0] * len(half)), float(-found.lows[0] * len(half))
     residuals = half + found.slopes[0] * -np.arange(len(half))
-    noise = 1.4826 * float(np.median(np.abs(residuals - np.median(residuals)))) * math.sqrt(block)
+    noise = 1.4826 * median(np.abs(residuals - median(residuals))) * math.sqrt(block)
     z = float(found.z[0])
     worthwhile = NOTHING_SHARE * abs(level)
     trend: Trend

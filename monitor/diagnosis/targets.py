@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from client_callback.wire.protocol import Float64
-from monitor.diagnosis.case import Case, Table
+from monitor.diagnosis.case import Case, Table, per_case
 from monitor.diagnosis.finding import Remedy
 
 CATEGORICAL: Final = frozenset(
@@ -96,6 +96,7 @@ class Targets(NamedTuple):
         return f"{low} or {high}" if self.two_valued else f"from {low} to {high}"
 
 
+@per_case
 def targets_of(case: Case) -> Targets | None:
     """`None`: nothing is known of them."""
     return _described(case) or _sampled(case)

@@ -188,10 +188,11 @@ def _quarters(case: Case) -> Float64:
     """Mean loss of each quarter since the last change, float64 `[4]`."""
     found, start = case.blocks("loss"), case.progress.start
     if found is not None:
-        return np.array([float(np.nanmean(part)) for part in np.array_split(found.means, 4)])
-    points = case.session.epoch_logs["loss"]
-    values = points.values[points.steps >= start]
-    return np.array([float(np.nanmean(part)) for part in np.array_split(values, 4)])
+        values = found.means
+    else:
+        points = case.session.epoch_logs["loss"]
+        values = points.values[points.steps >= start]
+    return np.array([part[~np.isnan(part)].mean() for part in np.array_split(values, 4)])
 
 
 def _how_far(case: Case, lift: float | None) -> list[Evidence]:

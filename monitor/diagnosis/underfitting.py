@@ -25,7 +25,7 @@ import numpy as np
 
 from client_callback.wire.protocol import Float64, Layer, SignalProbe
 from monitor.diagnosis import experiments
-from monitor.diagnosis.case import BARELY, Case
+from monitor.diagnosis.case import BARELY, Case, per_run
 from monitor.diagnosis.epochs import come, reached
 from monitor.diagnosis.examples import dense, falling, flat, noisy, session_of, trained_on, with_trial
 from monitor.diagnosis.finding import Evidence, Finding, Remedy, Rule
@@ -110,13 +110,18 @@ def _confidence(
 
 
 def _reason(case: Case) -> _Reason | None:
+    features = case.inputs.features if case.inputs else 0
+    seen = case.baseline.classes if case.baseline else 0
+    return _of_shape(case, features, max(seen, case.output.units if case.output and seen else 0))
+
+
+@per_run
+def _of_shape(case: Case, features: int, classes: int) -> _Reason | None:
+    """What is too narrow for so many features of an input and so many classes; 0: not known."""
     layers = case.trained_layers
     if not layers:
         return None
     hidden = layers[:-1]
-    features = case.inputs.features if case.inputs else 0
-    seen = case.baseline.classes if case.baseline else 0
-    classes = max(seen, case.output.units if case.output and seen else 0)
     bits = math.log2(classes) if classes > 2 else 0.0
     for layer, following in zip(hidden, layers[1:], strict=True):
         if any(part in layer.class_name for part in NOT_A_WIDTH) or len(layer.kernel_shape) != 2:

@@ -1,0 +1,33 @@
+"""Medians of the few numbers that rules look at; numpy's own take ten times as long for so few.
+
+Pure functions of numbers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from client_callback.wire.protocol import Float64
+
+
+def median(values: npt.NDArray[np.floating[Any]]) -> float:
+    """Of finite numbers, one at least; `[n]`."""
+    in_order, count = np.sort(values), len(values)
+    return float((in_order[(count - 1) // 2] + in_order[count // 2]) / 2)
+
+
+def medians(values: npt.NDArray[np.floating[Any]], axis: int = 0) -> Float64:
+    """Along an axis, over the finite values only; NaN where there is none."""
+    known, size = np.isfinite(values), values.shape[axis]
+    if known.all():
+        in_order = np.sort(values.astype(np.float64), axis=axis)
+        return np.asarray((in_order.take((size - 1) // 2, axis) + in_order.take(size // 2, axis)) / 2)
+    in_order = np.sort(np.where(known, values, np.nan).astype(np.float64), axis=axis)  # NaN comes last
+    number = known.sum(axis=axis, keepdims=True)
+    low = np.take_along_axis(in_order, np.maximum(number - 1, 0) // 2, axis)
+    high = np.take_along_axis(in_order, np.minimum(number // 2, size - 1), axis)
+    middle: Float64 = ((low + high) / 2).squeeze(axis)
+    return middle
