@@ -122,11 +122,15 @@ class Pyramid:
 
     def skipped(self, start: int, stop: int) -> Steps:
         """Steps in `[start, stop)` that do not count, in order."""
+        if not len(self._skipped):
+            return self._skipped.view
         first, last = np.searchsorted(self._skipped.view, (start, stop))
         return self._skipped.view[first:last]
 
     def counts(self, starts: Steps, stops: Steps) -> Steps:
         """How many steps count in each `[start, stop)`."""
+        if not len(self._skipped):
+            return stops - starts
         skipped = np.searchsorted(self._skipped.view, stops) - np.searchsorted(self._skipped.view, starts)
         return np.asarray(stops - starts - skipped, np.int64)
 
@@ -166,25 +170,27 @@ class Pyramid:
         edges = first + length * np.arange(count + 1, dtype=np.int64)
         before, after = np.zeros(count + 1), np.zeros(count + 1)
         """In the block that holds an edge: what comes before it, and from it on."""
-        depth = -1
+        depth, cut = -1, False  # whether items of this level have edges inside
         while length * count > FEW and length >= 2 * FACTOR:  # no two edges in one block
-            index = (edges // FACTOR * FACTOR)[:, None] + np.arange(FACTOR)
-            if depth < 0:
-                items = self._leaves(values.take(index, mode="clip"), TOTAL)
-            else:
-                items = self._levels[depth][TOTAL].view.take(index, mode="clip")
-            apart = index - edges[:, None]
-            before += np.where(apart < 0, items, 0.0).sum(axis=1)
-            after += np.where(apart > 0 if depth >= 0 else apart >= 0, items, 0.0).sum(axis=1)
+            if cut or (edges % FACTOR).any():
+                index = (edges // FACTOR * FACTOR)[:, None] + np.arange(FACTOR)
+                if depth < 0:
+                    items = self._leaves(values.take(index, mode="clip"), TOTAL)
+                else:
+                    items = self._levels[depth][TOTAL].view.take(index, mode="clip")
+                apart = index - edges[:, None]
+                before += np.where(apart < 0, items, 0.0).sum(axis=1)
+                after += np.where(apart > 0 if cut else apart >= 0, items, 0.0).sum(axis=1)
+                cut = True
             edges //= FACTOR
             length //= FACTOR
             depth += 1
         inside, starts = slice(edges[0], edges[-1]), edges[:-1] - edges[0]
-        if depth < 0:
-            return np.asarray(np.add.reduceat(self._leaves(values[inside], TOTAL), starts))
-        whole = self._levels[depth][TOTAL].view[inside].copy()
-        whole[starts] = after[:-1]
-        return np.asarray(np.add.reduceat(whole, starts) + before[1:])
+        items = self._leaves(values[inside], TOTAL) if depth < 0 else self._levels[depth][TOTAL].view[inside]
+        if cut:
+            items = items.copy()
+            items[starts] = after[:-1]
+        return np.asarray(np.add.reduceat(items, starts) + before[1:])
 
     def _summarise(self, values: Array) -> None:
         self._skipped.truncate(int(np.searchsorted(self._skipped.view, self._changed)))

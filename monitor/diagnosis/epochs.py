@@ -113,11 +113,10 @@ def _training_at(case: Case, name: str, steps: Int64) -> Float64:
     width = min(WIDEST, max(2, (case.session.steps_per_epoch or 4) // 2))
     places = steps[:, None] + np.arange(1 - width, 1 + width)[None]
     inside = (places >= 0) & (places < len(column))
-    values = column.values[np.where(inside, places, 0)].astype(np.float64)
-    values[~inside] = math.nan
-    finite = np.isfinite(values)
-    number = finite.sum(axis=1)
-    total = np.where(finite, values, 0.0).sum(axis=1)
+    values = column.values.take(places, mode="clip")
+    known = inside & np.isfinite(values)
+    number = known.sum(axis=1)
+    total = np.where(known, values, 0.0).sum(axis=1, dtype=np.float64)
     return np.asarray(np.divide(total, number, out=np.full(len(steps), math.nan), where=number > 0))
 
 

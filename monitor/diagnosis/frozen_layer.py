@@ -114,7 +114,7 @@ def _without_gradient(case: Case, table: Table) -> tuple[list[_Layer], int]:
     values = table.column()
     if not np.isfinite(values).all():
         return [], 0
-    reached = np.asarray(values.any(axis=0))
+    reached = (values != 0).any(axis=0)
     weights_of = _weights_of(case, table.labels)
     found = (
         [

@@ -118,9 +118,9 @@ def _kernel_without_gradient(case: Case) -> tuple[str, Evidence] | None:
     if found is None or len(found.steps) < 2:
         return None
     rows = found.column()[-motion.NEWEST_ROWS :]
-    places = {label: place for place, label in enumerate(found.labels)}
-    without, reached = np.all(rows == 0, axis=0), np.all(rows > 0, axis=0)
-    for place in np.flatnonzero(without).tolist():
+    without = np.flatnonzero((rows == 0).all(axis=0)).tolist()
+    places = {label: place for place, label in enumerate(found.labels)} if without else {}
+    for place in without:
         label = found.labels[place]
         if not label.endswith("/kernel"):
             continue
@@ -128,7 +128,7 @@ def _kernel_without_gradient(case: Case) -> tuple[str, Evidence] | None:
         layer = motion.layer_of(case, label)
         if bias is None or layer is None or not layer.kernel_shape:
             continue
-        if reached[bias]:
+        if (rows[:, bias] > 0).all():
             typical = float(np.median(rows[:, bias]))
             text = (
                 f"the gradient of {label} is exactly 0 in the newest {len(rows)} sampled steps, that of its bias is "

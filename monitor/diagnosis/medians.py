@@ -5,6 +5,7 @@ Pure functions of numbers.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,9 @@ from client_callback.wire.protocol import Float64
 
 
 def median(values: npt.NDArray[np.floating[Any]]) -> float:
-    """Of finite numbers, one at least; `[n]`."""
+    """Of finite numbers, `[n]`; NaN where there is none."""
+    if not len(values):
+        return math.nan
     in_order, count = np.sort(values), len(values)
     return float((in_order[(count - 1) // 2] + in_order[count // 2]) / 2)
 

@@ -105,15 +105,18 @@ class Dead(NamedTuple):
 
 
 @per_run
-def kernels(case: Case, labels: tuple[str, ...]) -> list[int]:
+def kernels(case: Case, labels: tuple[str, ...]) -> Int64:
     """Places of the labels of weights with two axes or more; not of embeddings, most rows of which rest."""
     variables = case.session.run.variables if case.session.run else ()
     axes = {variable.path: len(variable.shape) for variable in variables}
-    return [
-        place
-        for place, label in enumerate(labels)
-        if label.rsplit("/", 1)[-1].split(":")[0] not in _VECTORS and axes.get(label, 2) >= 2
-    ]
+    return np.array(
+        [
+            place
+            for place, label in enumerate(labels)
+            if label.rsplit("/", 1)[-1].split(":")[0] not in _VECTORS and axes.get(label, 2) >= 2
+        ],
+        np.int64,
+    )
 
 
 def layer_of(case: Case, label: str) -> Layer | None:
@@ -139,7 +142,7 @@ def table(case: Case, name: str) -> Table | None:
     if count <= 0:
         return None
     places = first + _thinned(count)
-    return found._replace(steps=found.steps[places], values=found.values[places])
+    return found._replace(steps=found.steps[places], values=found.values.take(places, axis=0))
 
 
 @functools.lru_cache(maxsize=8)  # tables have about as many rows each
@@ -152,10 +155,9 @@ def _thinned(count: int) -> Int64:
 def motion(case: Case) -> Motion | None:
     """`None`: not measured."""
     found = table(case, "update_ratio")
-    places = kernels(case, found.labels) if found else []
-    if found is None or not places:
+    if found is None:
         return None
-    ratios = found.column()[:, places].astype(np.float64)
+    ratios = found.column().take(kernels(case, found.labels), axis=1).astype(np.float64)
     known = np.isfinite(ratios)
     if not known.any():
         return None
@@ -163,14 +165,14 @@ def motion(case: Case) -> Motion | None:
     newest = medians(ratios[-NEWEST_ROWS:])
     newest = newest[np.isfinite(newest)]
     reach = np.diff(np.append(found.steps, max(case.step, found.steps[-1] + 1)))
-    travelled = np.where(known, ratios, 0.0).T @ reach
+    travelled = reach.astype(np.float64) @ np.where(known, ratios, 0.0)
     total = case.session.total_steps or case.step
     left = 0 if case.session.ended else max(0, total - case.step)
     fastest = float(np.max(newest, initial=0.0))
     return Motion(
         int(found.steps[0]),
         float(np.max(by_row[np.isfinite(by_row)], initial=0.0)),
-        median(newest) if len(newest) else math.nan,
+        median(newest),
         fastest,
         float(travelled.max()),
         fastest * left,
@@ -317,10 +319,10 @@ def gradient_decay(case: Case) -> tuple[str, float, str, float, int] | None:
         measured, fewer than three kernels, or gradients that are exactly 0 or not finite: that is another matter.
     """
     found = table(case, "gradient_mean_abs")
-    places = kernels(case, found.labels) if found else []
-    if found is None or len(places) < 3:
+    if found is None or len(kernels(case, found.labels)) < 3:
         return None
-    means = medians(found.column()[:EARLY_ROWS, places].astype(np.float64))
+    places = kernels(case, found.labels)
+    means = medians(found.column()[:EARLY_ROWS].take(places, axis=1))
     half = means[: len(means) // 2]
     smallest, last = int(np.argmin(half)), len(means) - 1
     if not (np.isfinite(means).all() and half[smallest] > 0 and means[last] > 0):

@@ -102,7 +102,7 @@ def _in_gradients(session: Session) -> list[_Sign]:
     if rows is None or layout is None or len(layout.labels) != rows.width:
         return []
     counts = rows.matrix
-    hit = np.flatnonzero(counts.max(axis=1, initial=0) > 0)
+    hit = np.flatnonzero((counts > 0).any(axis=1))
     if not len(hit):
         return []
     row = counts[hit[0]]

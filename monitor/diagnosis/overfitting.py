@@ -29,6 +29,7 @@ from monitor.diagnosis.case import Case
 from monitor.diagnosis.epochs import Sides, lacks_validations, sides, validated_accuracy
 from monitor.diagnosis.examples import dense, session_of, trained_on
 from monitor.diagnosis.finding import Evidence, Finding, Remedy, Rule
+from monitor.diagnosis.medians import median
 from monitor.session import Session
 
 FEWEST_EPOCHS: Final = 5
@@ -120,7 +121,7 @@ def _turn(both: Sides) -> _Turn:
     lowest = float(smooth[best])
     rising = False
     if len(after) >= 4 and now - lowest > SHARE * abs(lowest):
-        noise = 1.4826 * float(np.median(np.abs(np.diff(validation)))) / math.sqrt(2)
+        noise = 1.4826 * median(np.abs(np.diff(validation))) / math.sqrt(2)
         risen = now - lowest > NOISES * noise
         found = trends(after[None], RISE_Z)
         # Without the allowance for a memory: a curve that bends upwards looks like noise with one.
@@ -130,7 +131,7 @@ def _turn(both: Sides) -> _Turn:
 
 def _median_of_three(values: Float64) -> Float64:
     padded = np.concatenate([values[:1], values, values[-1:]])
-    return np.sort(np.lib.stride_tricks.sliding_window_view(padded, 3), axis=1)[:, 1]
+    return np.asarray(np.sort([padded[:-2], values, padded[2:]], axis=0)[1])
 
 
 def _accuracies(case: Case) -> tuple[float, float] | None:
