@@ -14,6 +14,7 @@ import functools
 import math
 from collections.abc import Callable, Hashable
 from functools import cached_property
+from operator import attrgetter
 from typing import Any, Concatenate, Final, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
@@ -147,6 +148,31 @@ class Memory:
         return self._known
 
 
+def per_case(function: Callable[Concatenate[Case, _P], _R]) -> Callable[Concatenate[Case, _P], _R]:
+    """For what follows from a case and several rules ask for: computed once for each case and further arguments."""
+    return _remembering(function, attrgetter("derived"))
+
+
+def per_run(function: Callable[Concatenate[Case, _P], _R]) -> Callable[Concatenate[Case, _P], _R]:
+    """For what follows from the run's description and further arguments alone: computed once for all looks at it."""
+    return _remembering(function, attrgetter("of_run"))
+
+
+def _remembering(
+    function: Callable[Concatenate[Case, _P], _R], memory: Callable[[Case], dict[Hashable, Any]]
+) -> Callable[Concatenate[Case, _P], _R]:
+    @functools.wraps(function)
+    def once(case: Case, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        known, key = memory(case), (function, args, *kwargs.items())
+        try:
+            found: _R = known[key]
+        except KeyError:
+            found = known[key] = function(case, *args, **kwargs)
+        return found
+
+    return once
+
+
 class Case:
     """What the rules look at.
 
@@ -186,7 +212,7 @@ class Case:
         """The one at work."""
         return self.session.optimizer
 
-    @property
+    @cached_property
     def learning_rate(self) -> float | None:
         """Of the newest step; before the first, what the optimizer was given. `None`: not known."""
         rate = self.session.learning_rate
@@ -245,6 +271,7 @@ class Case:
 
     # ── What was measured ───────────────────────────────────────────────────────────────────────────
 
+    @per_case
     def table(self, name: str) -> Table | None:
         """A statistic's rows. `None`: there is none, or not what its columns are."""
         rows, layout = self.session.statistics.get(name), self.session.layouts.get(name)
@@ -260,15 +287,9 @@ class Case:
             return None
         return column
 
+    @per_case
     def blocks(self, name: str) -> Blocks | None:
         """Means over equal parts of a series since the last change by a command. `None`: there is no step of it."""
-        key = (Blocks, name)
-        if key not in self.derived:
-            self.derived[key] = self._blocks(name)
-        found: Blocks | None = self.derived[key]
-        return found
-
-    def _blocks(self, name: str) -> Blocks | None:
         column, begin = self.per_step(name), self.changed_at
         if column is None or len(column) <= begin:
             return None
@@ -560,30 +581,6 @@ class Case:
             if parts[-1].split(":")[0] == "kernel" and len(parts) > 1 and math.isfinite(norm):
                 total += strengths.get(parts[-2], 0.0) * norm**2
         return total
-
-
-def per_case(function: Callable[Concatenate[Case, _P], _R]) -> Callable[Concatenate[Case, _P], _R]:
-    """For what follows from a case and several rules ask for: computed once for each case and further arguments."""
-    return _remembering(function, lambda case: case.derived)
-
-
-def per_run(function: Callable[Concatenate[Case, _P], _R]) -> Callable[Concatenate[Case, _P], _R]:
-    """For what follows from the run's description and further arguments alone: computed once for all looks at it."""
-    return _remembering(function, lambda case: case.of_run)
-
-
-def _remembering(
-    function: Callable[Concatenate[Case, _P], _R], memory: Callable[[Case], dict[Hashable, Any]]
-) -> Callable[Concatenate[Case, _P], _R]:
-    @functools.wraps(function)
-    def once(case: Case, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        known, key = memory(case), (function, args, tuple(kwargs.items()))
-        if key not in known:
-            known[key] = function(case, *args, **kwargs)
-        found: _R = known[key]
-        return found
-
-    return once
 
 
 @per_run

@@ -7,6 +7,7 @@ taken, or the means of the epochs on both sides where there is no more. Rules th
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Final, NamedTuple
 
@@ -55,7 +56,7 @@ def sides(case: Case, name: str = "loss") -> Sides | None:
     if not len(known):
         return None
     if len(known) > MOST_EPOCHS:
-        known = known[np.linspace(0, len(known) - 1, MOST_EPOCHS).round().astype(np.intp)]
+        known = known[_spread(len(known))]
     steps = points.steps[known]
     return Sides(steps, _training_at(case, name, steps), np.asarray(points.values[known], np.float64))
 
@@ -103,6 +104,12 @@ def validated_lift(case: Case) -> float | None:
         if both is not None and base.variance > 0:
             return 1.0 - both.now[1] / base.variance
     return None
+
+
+@functools.lru_cache(maxsize=2)
+def _spread(count: int) -> Int64:
+    """Places of `MOST_EPOCHS` epochs among so many."""
+    return np.linspace(0, count - 1, MOST_EPOCHS).round().astype(np.int64)
 
 
 def _training_at(case: Case, name: str, steps: Int64) -> Float64:

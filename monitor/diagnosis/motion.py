@@ -238,9 +238,10 @@ def dead_layers(case: Case, share: float) -> list[Dead]:
 def highest_loss(case: Case) -> tuple[float, int] | None:
     """The highest the loss stood (mean of a 64th of the run), and the step at which that was. `None`: not known."""
     found = case.blocks("loss")
-    if found is None or not np.isfinite(found.means).any():
+    known = np.isfinite(found.means) if found is not None else np.empty(0, np.bool_)
+    if found is None or not known.any():
         return None
-    place = int(np.nanargmax(np.where(np.isfinite(found.means), found.means, -np.inf)))
+    place = int(np.argmax(np.where(known, found.means, -np.inf)))
     return float(found.means[place]), found.begin + place * found.length
 
 

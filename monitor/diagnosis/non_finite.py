@@ -102,9 +102,9 @@ def _in_gradients(session: Session) -> list[_Sign]:
     if rows is None or layout is None or len(layout.labels) != rows.width:
         return []
     counts = rows.matrix
-    hit = np.flatnonzero((counts > 0).any(axis=1))
-    if not len(hit):
+    if not np.fmax.reduce(counts, axis=None, initial=0) > 0:
         return []
+    hit = np.flatnonzero((counts > 0).any(axis=1))
     row = counts[hit[0]]
     variable = int(np.argmax(row > 0))
     others = int(np.count_nonzero(row > 0)) - 1

@@ -213,8 +213,10 @@ def _of_loss(case: Case, flat: _Flat) -> Evidence:
 def _accuracy(session: Session, flat: _Flat) -> tuple[str, float] | None:
     """Name and mean of an accuracy over the last steps of a stretch. `None`: none is known there."""
     for name, column in session.series.items():
-        if "acc" in name and session.series_kinds.get(name) == "batch" and len(_newest(column, flat)):
-            return name, float(np.mean(_newest(column, flat)))
+        if "acc" in name and session.series_kinds.get(name) == "batch":
+            newest = _newest(column, flat)
+            if len(newest):
+                return name, float(newest.mean())
     for name, points in session.epoch_logs.items():
         inside = points.values[(points.steps >= flat.start) & (points.steps < flat.stop)][-1:]
         if "acc" in name and len(inside):
