@@ -135,16 +135,17 @@ class Blocks(NamedTuple):
 
 
 class Memory:
-    """What follows from a run's description alone, kept from one look at a session to the next."""
+    """What follows from the descriptions of a run and its data alone, kept from one look at a session to the next."""
 
     def __init__(self) -> None:
         self._run: RunDescription | None = None
+        self._data: DataDescribed | None = None
         self._known: dict[Hashable, Any] = {}
 
-    def of(self, run: RunDescription | None) -> dict[Hashable, Any]:
-        """What is known of this description; nothing if it is another than at the last call."""
-        if run is not self._run:
-            self._run, self._known = run, {}
+    def of(self, run: RunDescription | None, data: DataDescribed | None) -> dict[Hashable, Any]:
+        """What is known of these descriptions; nothing if one is another than at the last call."""
+        if run is not self._run or data is not self._data:
+            self._run, self._data, self._known = run, data, {}
         return self._known
 
 
@@ -154,7 +155,7 @@ def per_case(function: Callable[Concatenate[Case, _P], _R]) -> Callable[Concaten
 
 
 def per_run(function: Callable[Concatenate[Case, _P], _R]) -> Callable[Concatenate[Case, _P], _R]:
-    """For what follows from the run's description and further arguments alone: computed once for all looks at it."""
+    """For what follows from the descriptions of run and data, and further arguments: computed once for all looks."""
     return _remembering(function, attrgetter("of_run"))
 
 
@@ -185,7 +186,7 @@ class Case:
         self.session = session
         self.derived: dict[Hashable, Any] = {}
         """What `per_case` has computed."""
-        self.of_run = (memory or Memory()).of(session.run)
+        self.of_run = (memory or Memory()).of(session.run, session.data)
         """What `per_run` has computed."""
         self.step = len(session.times) or session.step
         """Steps completed."""
@@ -372,14 +373,9 @@ class Case:
         if self.task == "regression":
             return None
         if self.target is not None and self.target.classes:
-            counts = np.array(list(self.target.classes.values()), np.float64)
-        else:
-            table = self.table("target_counts")
-            if table is None:
-                return None
-            counts = table.values[:, :, 0].sum(axis=0, dtype=np.float64)
-        counts = np.sort(counts[counts > 0])[::-1]
-        return counts if len(counts) else None
+            return _described_counts(self)
+        table = self.table("target_counts")
+        return None if table is None else _in_order(table.values[:, :, 0].sum(axis=0, dtype=np.float64))
 
     @cached_property
     def accuracy(self) -> float | None:
@@ -571,8 +567,9 @@ class Case:
     @cached_property
     def penalty(self) -> float:
         """What regularisation of kernels adds to the loss now: Σ l2·‖w‖² (of l1 no more is known than 0)."""
-        norms, strengths = self.table("weight_norm"), _strengths(self)
-        if norms is None or not strengths:
+        strengths = _strengths(self)
+        norms = self.table("weight_norm") if strengths else None
+        if norms is None:
             return 0.0
         newest = norms.recent("", 1)
         total = 0.0
@@ -593,6 +590,17 @@ def _strengths(case: Case) -> dict[str, float]:
     """Name of a layer → what `l2` multiplies its squared norm with, if it has one."""
     strengths = {layer.name: float(layer.settings.get("l2") or 0.0) for layer in case.layers}
     return {name: strength for name, strength in strengths.items() if strength}
+
+
+@per_run
+def _described_counts(case: Case) -> Float64 | None:
+    return _in_order(np.array(list(case.target.classes.values()) if case.target else [], np.float64))
+
+
+def _in_order(counts: Float64) -> Float64 | None:
+    """Those above 0, the greatest first. `None`: there is none."""
+    counts = np.sort(counts[counts > 0])[::-1]
+    return counts if len(counts) else None
 
 
 def _mean(values: npt.NDArray[np.float32]) -> float | None:

@@ -40,7 +40,7 @@ FEWEST_EXAMPLES: Final = 4
 
 def lacks(case: Case) -> str:
     """Sampled predictions, or outputs of layers."""
-    names = ("prediction_spread", "predicted_counts", "predictions_range", "activations", "gradient_mean_abs")
+    names = ("gradient_mean_abs", "activations", "prediction_spread", "predicted_counts", "predictions_range")
     if all(motion.table(case, name) is None for name in names):
         return "neither predictions nor outputs of layers were sampled, or not since the last change"
     return ""

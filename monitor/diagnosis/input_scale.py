@@ -28,7 +28,7 @@ import numpy as np
 
 from client_callback.wire.protocol import Float64, Layer, Summary
 from monitor.diagnosis import experiments, motion
-from monitor.diagnosis.case import Case, per_run
+from monitor.diagnosis.case import Case, per_case, per_run
 from monitor.diagnosis.examples import (
     Sampled,
     dense,
@@ -319,6 +319,7 @@ def _scaled_inside(case: Case) -> bool:
     return False
 
 
+@per_case
 def _sizes(case: Case) -> _Sizes | None:
     known = case.inputs
     if known is not None and math.isfinite(known.values.std):

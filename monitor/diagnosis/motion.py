@@ -137,7 +137,7 @@ def table(case: Case, name: str) -> Table | None:
     found = case.table(name)
     if found is None:
         return None
-    first = int(np.searchsorted(found.steps, case.changed_at))
+    first = int(found.steps.searchsorted(case.changed_at))
     count = len(found.steps) - first
     if count <= 0:
         return None
@@ -148,7 +148,8 @@ def table(case: Case, name: str) -> Table | None:
 @functools.lru_cache(maxsize=8)  # tables have about as many rows each
 def _thinned(count: int) -> Int64:
     """Places of the rows that are looked at, of so many: the first and the newest are among them."""
-    return np.unique(np.linspace(0, count - 1, min(count, MOST_ROWS)).astype(np.int64))
+    number = min(count, MOST_ROWS)
+    return np.arange(number, dtype=np.int64) * (count - 1) // max(number - 1, 1)
 
 
 @per_case
@@ -189,9 +190,9 @@ def pairs(case: Case) -> Pairs | None:
     newest = newest[np.isfinite(newest[:, :3]).all(axis=1)]
     if not len(newest):
         return None
-    signal, noise = float(newest[:, 1].mean()), float(newest[:, 2].mean())
+    cosine, signal, noise = newest[:, :3].mean(axis=0).tolist()
     scale = noise / signal if signal > 0 else math.inf if noise > 0 else math.nan
-    return Pairs(float(newest[:, 0].mean()), scale, len(newest))
+    return Pairs(cosine, scale, len(newest))
 
 
 @per_case

@@ -108,9 +108,9 @@ def _waves(case: Case) -> _Waves | None:
         return None
     means = losses[len(losses) - 32 * block :].reshape(32, block).mean(axis=1)
     time = np.arange(32) - 15.5
-    line = means.mean() + time * (time @ means / (time @ time))  # least squares
-    spread = float(np.std(means - line))
-    if not spread > SWING * abs(median(means)) or _spiked(means - line):
+    apart = means - means.mean() - time * (time @ means / (time @ time))  # from the line of least squares
+    spread = math.sqrt(float(apart @ apart) / 32)
+    if not spread > SWING * abs(median(means)) or _spiked(apart):
         return None
     # Of Gaussian noise the median of |difference| is 0.6745 · √2 standard deviations.
     noise = median(np.abs(np.diff(losses))) / (0.6745 * math.sqrt(2))

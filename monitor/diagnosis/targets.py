@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from client_callback.wire.protocol import Float64
-from monitor.diagnosis.case import Case, Table, per_case
+from monitor.diagnosis.case import Case, Table, per_case, per_run
 from monitor.diagnosis.finding import Remedy
 
 CATEGORICAL: Final = frozenset(
@@ -102,6 +102,7 @@ def targets_of(case: Case) -> Targets | None:
     return _described(case) or _sampled(case)
 
 
+@per_run
 def _described(case: Case) -> Targets | None:
     target = case.target
     if target is None or not math.isfinite(target.values.low):

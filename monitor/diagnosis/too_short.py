@@ -91,15 +91,16 @@ class _Improving(NamedTuple):
 
 def check(case: Case) -> list[Finding]:
     """One finding, or none."""
-    lift, improving = reached(case), _improving(case)
+    lift = reached(case)
     attainable = GOOD if case.attainable is None else max(case.attainable, HALFWAY)
     if case.solved or _past_best(case) or (lift is not None and attainable - lift < LEFT):
         return []
+    improving = _improving(case)
     epochs = case.session.epoch_count or len(case.session.epoch_ends)
     if improving is None and not _hardly_begun(case, lift, epochs):
         return []
     sure = _sure(case, improving, lift, epochs)
-    tiny = _typical_update(case) < TINY_UPDATES or crawling(case)
+    tiny = crawling(case) or _typical_update(case) < TINY_UPDATES
     evidence = [*_fall(case, improving), *_how_far(case, lift)]
     if epochs:
         evidence.append(Evidence(f"{epochs} epochs, {case.step:,} steps", None, {"epochs": epochs}))
