@@ -164,7 +164,7 @@ def _remembering(
 ) -> Callable[Concatenate[Case, _P], _R]:
     @functools.wraps(function)
     def once(case: Case, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        known, key = memory(case), (function, args, *kwargs.items())
+        known, key = memory(case), (function, args, *kwargs.items()) if kwargs else (function, args)
         try:
             found: _R = known[key]
         except KeyError:
@@ -208,7 +208,7 @@ class Case:
         """`tensorflow`, `jax`, `torch`. Empty: not known."""
         return self.session.run.backend if self.session.run else ""
 
-    @property
+    @cached_property
     def optimizer(self) -> Optimizer | None:
         """The one at work."""
         return self.session.optimizer

@@ -142,7 +142,7 @@ def table(case: Case, name: str) -> Table | None:
     if count <= 0:
         return None
     places = first + _thinned(count)
-    return found._replace(steps=found.steps[places], values=found.values.take(places, axis=0))
+    return Table(found.steps[places], found.labels, found.columns, found.values.take(places, axis=0))
 
 
 @functools.lru_cache(maxsize=8)  # tables have about as many rows each
@@ -165,7 +165,7 @@ def motion(case: Case) -> Motion | None:
     by_row = medians(ratios[:EARLY_ROWS], axis=1)
     newest = medians(ratios[-NEWEST_ROWS:])
     newest = newest[np.isfinite(newest)]
-    reach = np.diff(np.append(found.steps, max(case.step, found.steps[-1] + 1)))
+    reach = np.diff(found.steps, append=max(case.step, found.steps[-1] + 1))
     travelled = reach.astype(np.float64) @ np.where(known, ratios, 0.0)
     total = case.session.total_steps or case.step
     left = 0 if case.session.ended else max(0, total - case.step)
