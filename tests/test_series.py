@@ -73,6 +73,23 @@ def test_a_spike_leaves_the_means_after_it_exact():
     np.testing.assert_array_equal(means, 0.25)
 
 
+LONG = np.random.default_rng(0).normal(size=300_000).astype(np.float32)
+LONG[::1_009] = math.nan
+LONG[5_000:5_100] = math.inf
+LONG[123_456] = 1e30
+
+
+@settings(deadline=None, max_examples=80)
+@given(st.integers(0, 20_000), st.integers(1, 130), st.integers(1, 300_000))
+def test_means_of_blocks_are_those_of_the_finite_values_in_each(first, count, most):
+    column, length = column_of(LONG), max(1, min(most, len(LONG) - first) // count)
+    blocks = LONG[first : first + count * length].astype(np.float64).reshape(count, length)
+    known = np.isfinite(blocks)
+    totals, numbers = np.where(known, blocks, 0.0).sum(axis=1), known.sum(axis=1)
+    expected = np.divide(totals, numbers, out=np.full(count, math.nan), where=numbers > 0)
+    np.testing.assert_allclose(column.block_means(first, length, count), expected, rtol=1e-9, atol=1e-12)
+
+
 @st.composite
 def frames(draw):
     values = draw(arrays(np.float32, st.integers(1, 200), elements=anything))
