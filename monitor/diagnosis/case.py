@@ -33,7 +33,7 @@ from client_callback.wire.protocol import (
     RunDescription,
     TargetData,
 )
-from monitor.diagnosis.medians import medians
+from monitor.diagnosis.medians import finite, medians
 from monitor.diagnosis.progress import BLOCKS, Progress, judge, unknown
 from monitor.series import Column
 from monitor.session import Session, Task
@@ -604,5 +604,5 @@ def _in_order(counts: Float64) -> Float64 | None:
 
 
 def _mean(values: npt.NDArray[np.float32]) -> float | None:
-    known = values[np.isfinite(values)]
+    known = finite(values)
     return float(known.mean()) if len(known) else None

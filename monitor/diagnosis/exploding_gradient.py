@@ -28,7 +28,7 @@ from monitor.diagnosis import learning_rate_high, motion
 from monitor.diagnosis.case import Case
 from monitor.diagnosis.examples import Sampled, dense, falling, flat, output_of, session_of, with_value
 from monitor.diagnosis.finding import Evidence, Finding, Remedy, Rule
-from monitor.diagnosis.medians import median
+from monitor.diagnosis.medians import finite, median
 from monitor.diagnosis.trouble import trouble
 from monitor.session import Session
 
@@ -90,7 +90,7 @@ def _stays_high(case: Case, first: float) -> bool:
     """Whether the newest norms are still many times the first."""
     found = case.blocks("grad_norm")
     newest = found.means[-8:] if found is not None else np.empty(0)
-    newest = newest[np.isfinite(newest)]
+    newest = finite(newest)
     return len(newest) > 0 and median(newest) >= GROWTH * max(first, 1e-12)
 
 

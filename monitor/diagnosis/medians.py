@@ -1,4 +1,4 @@
-"""Medians of the few numbers that rules look at; numpy's own take ten times as long for so few.
+"""Medians of the few numbers that rules look at, over the finite ones; numpy's own take ten times as long for so few.
 
 Pure functions of numbers.
 """
@@ -6,12 +6,20 @@ Pure functions of numbers.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from client_callback.wire.protocol import Float64
+
+_Real = TypeVar("_Real", bound=np.floating[Any])
+
+
+def finite(values: npt.NDArray[_Real]) -> npt.NDArray[_Real]:
+    """Those that are, `[n]`; the array itself where all are."""
+    known = np.isfinite(values)
+    return values if known.all() else values[known]
 
 
 def median(values: npt.NDArray[np.floating[Any]]) -> float:

@@ -14,7 +14,7 @@ import numpy as np
 
 from client_callback.wire.protocol import Int64, Layer
 from monitor.diagnosis.case import Case, Table, per_case, per_run
-from monitor.diagnosis.medians import median, medians
+from monitor.diagnosis.medians import finite, median, medians
 
 MOST_ROWS: Final = 48
 """Of a table that are looked at."""
@@ -163,8 +163,7 @@ def motion(case: Case) -> Motion | None:
     if not known.any():
         return None
     by_row = medians(ratios[:EARLY_ROWS], axis=1)
-    newest = medians(ratios[-NEWEST_ROWS:])
-    newest = newest[np.isfinite(newest)]
+    newest = finite(medians(ratios[-NEWEST_ROWS:]))
     reach = np.diff(found.steps, append=max(case.step, found.steps[-1] + 1))
     travelled = reach.astype(np.float64) @ np.where(known, ratios, 0.0)
     total = case.session.total_steps or case.step

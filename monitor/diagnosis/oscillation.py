@@ -28,7 +28,7 @@ from monitor.diagnosis import motion
 from monitor.diagnosis.case import Case
 from monitor.diagnosis.examples import Sampled, falling, flat, noisy, session_of
 from monitor.diagnosis.finding import Evidence, Finding, Remedy, Rule
-from monitor.diagnosis.medians import median
+from monitor.diagnosis.medians import finite, median
 from monitor.session import Session
 
 FEWEST_STEPS: Final = 96
@@ -99,10 +99,8 @@ def check(case: Case) -> list[Finding]:
 def _waves(case: Case) -> _Waves | None:
     """Of the newest half. `None`: no more than noise, or too small to matter."""
     column, count = case.session.series["loss"], case.step - case.changed_at
-    losses = column.values[max(case.changed_at, len(column) - min(count // 2 + 1, NEWEST)) :].astype(
-        np.float64
-    )
-    losses = losses[np.isfinite(losses)]
+    newest = column.values[max(case.changed_at, len(column) - min(count // 2 + 1, NEWEST)) :]
+    losses = finite(newest.astype(np.float64))
     block = len(losses) // 32
     if block < 1:
         return None

@@ -39,7 +39,7 @@ from monitor.diagnosis.case import BARELY, FEWEST_STEPS, Case
 from monitor.diagnosis.epochs import come
 from monitor.diagnosis.examples import noisy, session_of
 from monitor.diagnosis.finding import Evidence, Finding, Remedy, Rule, Severity
-from monitor.diagnosis.medians import median
+from monitor.diagnosis.medians import finite, median
 from monitor.series import Column
 from monitor.session import Session
 from monitor.trends import block_means
@@ -227,7 +227,7 @@ def _accuracy(session: Session, flat: _Flat) -> tuple[str, float] | None:
 def _newest(column: Column, flat: _Flat) -> npt.NDArray[np.float32]:
     """The finite values of the last steps of a stretch, at most 1,024 of them."""
     values = column.values[max(flat.start, flat.stop - 1_024) : flat.stop]
-    return np.asarray(values[np.isfinite(values)])
+    return finite(values)
 
 
 def _changed(flat: _Flat) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 
 from client_callback.wire.protocol import Float64
 from client_callback.wire.trends import trends
-from monitor.diagnosis.medians import median, medians
+from monitor.diagnosis.medians import finite, median, medians
 
 BLOCKS: Final = 64
 """Over the steps looked at; the newest half of them tells whether the loss still falls."""
@@ -70,7 +70,7 @@ def judge(means: Float64, start: int, steps: int, block: int, *, by_epoch: bool)
         block: values in each mean.
         by_epoch: whether these are epochs' values.
     """
-    known = means[np.isfinite(means)]
+    known = finite(means)
     if len(known) < 6:
         return unknown(start, steps, by_epoch=by_epoch)
     half = known[len(known) // 2 :] if len(known) >= 24 else known[len(known) // 4 :]
