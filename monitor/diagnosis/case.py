@@ -295,6 +295,8 @@ class Case:
         if column is None or len(column) <= begin:
             return None
         length = max(1, (len(column) - begin) // BLOCKS)
+        # By a sixteenth at most, so that the blocks of a long run stay where they are from one look to the next.
+        length -= length % (1 << max(0, length.bit_length() - 5))
         count = (len(column) - begin) // length
         if length == 1:
             return Blocks(column.values[begin:].astype(np.float64), begin, 1)

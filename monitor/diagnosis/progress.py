@@ -6,6 +6,7 @@ Pure functions of numbers; `monitor.diagnosis.case` asks for the session's.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Final, Literal, NamedTuple
 
@@ -70,7 +71,13 @@ def judge(means: Float64, start: int, steps: int, block: int, *, by_epoch: bool)
         block: values in each mean.
         by_epoch: whether these are epochs' values.
     """
-    known = finite(means)
+    return _judged(means.tobytes(), start, steps, block, by_epoch=by_epoch)
+
+
+@functools.lru_cache(maxsize=8)  # whole blocks of a long run stay the same from one look to the next
+def _judged(of_blocks: bytes, start: int, steps: int, block: int, *, by_epoch: bool) -> Progress:
+    """As `judge`, of the means as float64."""
+    known = finite(np.frombuffer(of_blocks))
     if len(known) < 6:
         return unknown(start, steps, by_epoch=by_epoch)
     half = known[len(known) // 2 :] if len(known) >= 24 else known[len(known) // 4 :]
