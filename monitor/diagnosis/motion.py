@@ -164,7 +164,7 @@ def motion(case: Case) -> Motion | None:
         return None
     by_row = medians(ratios[:EARLY_ROWS], axis=1)
     newest = finite(medians(ratios[-NEWEST_ROWS:]))
-    reach = np.diff(found.steps, append=max(case.step, found.steps[-1] + 1))
+    reach = np.append(found.steps[1:], max(case.step, found.steps[-1] + 1)) - found.steps
     travelled = reach.astype(np.float64) @ np.where(known, ratios, 0.0)
     total = case.session.total_steps or case.step
     left = 0 if case.session.ended else max(0, total - case.step)
