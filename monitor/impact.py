@@ -32,7 +32,6 @@ from client_callback.wire.trends import Trends, trends
 from monitor.scales import format_number
 from monitor.series import Column
 from monitor.session import Session
-from monitor.trends import block_means
 
 BLOCKS: Final = 16
 LOOKS: Final = tuple(BLOCKS * 4 * 2**k for k in range(6))
@@ -183,8 +182,8 @@ def _over(loss: Column, compared: Comparison, look: int) -> Impact:
     block = (step - start) // BLOCKS
     if step - start < LOOKS[0]:
         return Impact("unknown", compared)
-    before = block_means(loss, step - BLOCKS * block, block, BLOCKS)
-    after = block_means(loss, step, look // BLOCKS, BLOCKS)
+    before = loss.block_means(step - BLOCKS * block, block, BLOCKS)
+    after = loss.block_means(step, look // BLOCKS, BLOCKS)
     if not (np.isfinite(before).all() and np.isfinite(after).all()):
         return Impact("unknown", compared)
     blocks = block, look // BLOCKS

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from scipy import stats
 from scipy.signal import lfilter
 
 from client_callback.wire.trends import trends, variance_inflation
-from monitor.series import Column
-from monitor.trends import block_means
 
 
 def remembering(shape: tuple[int, int], memory: float, seed: int) -> np.ndarray:
@@ -58,13 +54,3 @@ def test_a_few_spikes_leave_the_slope_where_it_was():
     spiked = window.copy()
     spiked[[3, 17, 30]] = 50.0
     assert trends(spiked[None], 1.96).slopes[0] == pytest.approx(-0.02)
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.integers(0, 50), st.integers(1, 9), st.integers(0, 12))
-def test_block_means_are_the_means_of_the_blocks(first: int, block: int, count: int):
-    values = np.random.default_rng(first).normal(size=first + block * count).astype(np.float32)
-    column = Column()
-    column.extend(0, values)
-    expected = values[first:].reshape(count, block).mean(axis=1, dtype=np.float64) if count else []
-    assert block_means(column, first, block, count) == pytest.approx(np.asarray(expected))

@@ -40,11 +40,11 @@ def trends(windows: npt.NDArray[np.float64], bound_z: float) -> Trends:
     firsts, seconds = _pairs(count)
     changes = windows[:, seconds] - windows[:, firsts]
     slopes = np.sort(changes / (seconds - firsts), axis=1)
-    median = np.median(slopes, axis=1)
+    last = slopes.shape[1] - 1
+    median = (slopes[:, last // 2] + slopes[:, (last + 1) // 2]) / 2
     inflation = variance_inflation(windows - median[:, None] * np.arange(count))
     spread = np.sqrt(count * (count - 1) * (2 * count + 5) / 18 * inflation)
     # Sen's confidence bounds: the slopes whose ranks lie bound_z standard deviations of S from the middle.
-    last = slopes.shape[1] - 1
     rank = (np.rint((last + 1 - bound_z * spread) / 2).astype(np.int64) - 1).clip(0)[:, None]
     lows = np.take_along_axis(slopes, rank, axis=1)[:, 0]
     highs = np.take_along_axis(slopes, last - rank, axis=1)[:, 0]

@@ -37,7 +37,6 @@ from monitor.diagnosis.medians import finite, medians
 from monitor.diagnosis.progress import BLOCKS, Progress, judge, unknown
 from monitor.series import Column
 from monitor.session import Session, Task
-from monitor.trends import block_means
 
 FEWEST_STEPS: Final = 24
 """Fewer losses tell nothing about a trend: a rank test on 12 values is the least that reaches 1 %."""
@@ -300,7 +299,7 @@ class Case:
         count = (len(column) - begin) // length
         if length == 1:
             return Blocks(column.values[begin:].astype(np.float64), begin, 1)
-        return Blocks(block_means(column, begin, length, count), begin, length)
+        return Blocks(column.block_means(begin, length, count), begin, length)
 
     @cached_property
     def changed_at(self) -> int:

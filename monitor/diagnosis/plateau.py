@@ -42,7 +42,6 @@ from monitor.diagnosis.finding import Evidence, Finding, Remedy, Rule, Severity
 from monitor.diagnosis.medians import finite, median
 from monitor.series import Column
 from monitor.session import Session
-from monitor.trends import block_means
 
 FALSE_ALARMS: Final = 0.05
 """Share of trainings with a loss that falls as the docstring has it that may ever be called stuck; tests hold it."""
@@ -284,7 +283,7 @@ def _tried(case: Case, flat: _Flat) -> list[Remedy]:
 def _block_means(loss: Column, block: int) -> Float64:
     """Mean of each whole block; NaN where no loss in it was finite."""
     count = len(loss) // block
-    return block_means(loss, 0, block, count) if count >= BLOCKS else np.empty(0)
+    return loss.block_means(0, block, count) if count >= BLOCKS else np.empty(0)
 
 
 @functools.lru_cache(maxsize=8)  # whole blocks of a long run stay the same from one look to the next
