@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from client_callback import MonitorCallback
 from monitor.diagnosis.engine import Diagnosis, examine
 from monitor.recorded_session import session_at
+from monitor.session import Session
 
 pytestmark = pytest.mark.every_backend
 
@@ -29,16 +31,17 @@ TARGETS: dict[str, tuple[np.ndarray, int, str, str, list[str]]] = {
 """Name → targets, units, activation, loss and metrics that fit them."""
 
 
-def of_generator(x: np.ndarray, y: np.ndarray) -> dict[str, Any]:
-    def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def of_generator(x: np.ndarray, y: Any) -> dict[str, Any]:
+    def batches() -> Iterator[tuple[np.ndarray, Any]]:
         while True:
             for first in range(0, EXAMPLES, BATCH):
-                yield x[first : first + BATCH], y[first : first + BATCH]
+                rows = slice(first, first + BATCH)
+                yield keras.tree.map_structure(operator.itemgetter(rows), (x, y))
 
     return {"x": batches(), "steps_per_epoch": EXAMPLES // BATCH, "shuffle": False}
 
 
-def of_tf_data(x: np.ndarray, y: np.ndarray) -> dict[str, Any]:
+def of_tf_data(x: np.ndarray, y: Any) -> dict[str, Any]:
     data = pytest.importorskip("tensorflow", reason="tf.data is TensorFlow's").data
     return {
         "x": data.Dataset.from_tensor_slices((x, y)).shuffle(EXAMPLES, seed=1).batch(BATCH),
@@ -46,25 +49,28 @@ def of_tf_data(x: np.ndarray, y: np.ndarray) -> dict[str, Any]:
     }
 
 
-def of_arrays(x: np.ndarray, y: np.ndarray) -> dict[str, Any]:
+def of_arrays(x: np.ndarray, y: Any) -> dict[str, Any]:
     return {"x": x, "y": y, "batch_size": BATCH}
 
 
-FEEDS: dict[str, Callable[[np.ndarray, np.ndarray], dict[str, Any]]] = {
+FEEDS: dict[str, Callable[[np.ndarray, Any], dict[str, Any]]] = {
     "arrays": of_arrays,
     "a generator": of_generator,
     "tf.data": of_tf_data,
 }
 
 
-def diagnosis_of(
-    model: keras.Model, feed: str, y: np.ndarray, *, x: np.ndarray = X, epochs: int = EPOCHS
-) -> Diagnosis:
-    """What the rules say of a real fit when it is over."""
+def session_of_fit(model: keras.Model, feed: str, y: Any) -> Session:
+    """A real fit when it is over."""
     callback = MonitorCallback("fit", statistics_every=4)
-    model.fit(**FEEDS[feed](x, y), epochs=epochs, verbose=0, callbacks=[callback], validation_data=(x, y))
+    model.fit(**FEEDS[feed](X, y), epochs=EPOCHS, verbose=0, callbacks=[callback], validation_data=(X, y))
     assert callback.recording is not None
-    return examine(session_at(callback.recording))
+    return session_at(callback.recording)
+
+
+def diagnosis_of(model: keras.Model, feed: str, y: np.ndarray) -> Diagnosis:
+    """What the rules say of it."""
+    return examine(session_of_fit(model, feed, y))
 
 
 def network(units: int, activation: str, loss: str, metrics: list[str], rate: float = 0.01) -> keras.Model:
@@ -104,3 +110,22 @@ def test_a_squashed_output_for_numbers_is_found_however_the_data_come(feed: str,
     y = 20 + 5 * TARGETS["numbers"][0]
     found = diagnosis_of(network(1, "sigmoid", "mean_squared_error", []), feed, y)
     assert found.findings[0].rule in ("wrong-output-activation", "label-encoding")
+
+
+@pytest.mark.parametrize("feed", FEEDS)
+def test_targets_of_a_dict_stand_beside_the_outputs_they_are_named_after(feed: str, home):
+    keras.utils.set_random_seed(1)
+    given = keras.Input((6,))
+    hidden = keras.layers.Dense(16, activation="relu")(given)
+    kind = keras.layers.Dense(3, activation="softmax", name="kind")(hidden)
+    amount = keras.layers.Dense(1, name="amount")(hidden)
+    model = keras.Model(given, [kind, amount])
+    losses = {"kind": "sparse_categorical_crossentropy", "amount": "mean_squared_error"}
+    model.compile(keras.optimizers.Adam(0.01), losses)
+    # The names of the targets sort the other way round.
+    session = session_of_fit(model, feed, {"kind": CLASSES, "amount": X[:, 0] * 3 + 13})
+    assert session.layouts["target_counts"].labels == ("0", "1", "2")
+    first = dict(zip(session.layouts["target"].labels, session.statistics["target"].matrix[0], strict=True))
+    assert (first["min"], first["max"]) == (0, 2)
+    found = {one.rule for one in examine(session).findings}
+    assert not found & {"wrong-loss", "label-encoding"}

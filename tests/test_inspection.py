@@ -92,8 +92,8 @@ def test_arrays_are_described_as_numpy_describes_them():
     assert target.in_order == pytest.approx((CLASSES[1:] == CLASSES[:-1]).mean())
 
 
-def left_out(rows: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Predictions of each example by a kernel ridge regression that was fitted to all others."""
+def left_out(rows: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, float]:
+    """Predictions of each example by a kernel ridge regression that was fitted to all others; degrees of freedom."""
     kernel_ridge = pytest.importorskip("sklearn.kernel_ridge")
     rows = (rows - rows.mean(axis=0)) / rows.std(axis=0)
     distances = cdist(rows, rows, "sqeuclidean")
@@ -107,13 +107,17 @@ def left_out(rows: np.ndarray, values: np.ndarray) -> np.ndarray:
             model.fit(kernel[np.ix_(others, others)], values[others] - mean)
             predicted[one] = model.predict(kernel[one, others][None])[0] + mean
         found.append(predicted)
-    return min(found, key=lambda predicted: ((predicted - values) ** 2).sum())
+    errors = [((predicted - values) ** 2).sum() for predicted in found]
+    best, of_kernel = int(np.argmin(errors)), np.linalg.eigvalsh(kernel)
+    return found[best], float((of_kernel / (of_kernel + RIDGES[best])).sum())
 
 
 def test_classes_are_told_from_the_other_examples_as_one_model_for_each_tells_them():
     few, classes = X[:120], CLASSES[:120]
     signal = looked_at(few, classes).signal
-    expected = left_out(few.astype(np.float64), np.eye(3)[classes]).argmax(axis=1) == classes
+    predicted, freedom = left_out(few.astype(np.float64), np.eye(3)[classes])
+    expected = predicted.argmax(axis=1) == classes
+    assert signal.freedom == pytest.approx(freedom, rel=1e-3)
     assert (signal.kind, signal.model) == ("accuracy", "kernel ridge regression")
     assert signal.score == pytest.approx(expected.mean(), abs=1 / 120)
     assert signal.chance == pytest.approx(np.bincount(classes).max() / 120)
@@ -125,7 +129,7 @@ def test_values_are_told_from_the_other_examples_as_one_model_for_each_tells_the
     few = X[:120].astype(np.float64)
     values = np.stack([few[:, 0] * 3 + few[:, 3], few[:, 1]], axis=1)
     signal = looked_at(few, values).signal
-    errors = values - left_out(few, values)
+    errors = values - left_out(few, values)[0]
     expected = 1 - (errors**2).sum() / ((values - values.mean(axis=0)) ** 2).sum()
     assert (signal.kind, signal.chance) == ("r2", 0.0)
     assert signal.score == pytest.approx(expected, abs=1e-4)

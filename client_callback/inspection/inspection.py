@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -12,6 +13,7 @@ from client_callback.inspection.arrays import class_numbers, describe_input, des
 from client_callback.inspection.copies import Copies, copies_of
 from client_callback.inspection.signal_probe import probe_classes, probe_values
 from client_callback.inspection.sources import Source, source_of
+from client_callback.instrument.sampler import targets_of_outputs
 from client_callback.wire.protocol import DataDescribed, SignalProbe, TargetData
 
 MAX_WEIGHTED_CLASSES = 1_000
@@ -42,7 +44,12 @@ class Inspection:
     def of_running_fit(cls, model: keras.Model) -> Inspection | None:
         """Of the one on the call stack. `None`: there is none, or what it trains on is not known."""
         fit = running_fit(model)
-        return None if fit is None or fit.x is None else cls(fit)
+        if fit is None or fit.x is None:
+            return None
+        if isinstance(fit.y, dict):
+            outputs = getattr(model, "_outputs_struct", None)
+            fit = replace(fit, y=targets_of_outputs(fit.y, outputs, model))
+        return cls(fit)
 
     def described(self) -> DataDescribed:
         """Takes half a second or so."""

@@ -4,7 +4,8 @@ Each example looked at is predicted from all others, features standardised, by k
 Gaussian kernel exp(−‖a − b‖² / median of ‖a − b‖²); classes as one-hot targets, of which the largest prediction
 counts. What it would predict had an example been left out follows from one inverse: rᵢ = (G y)ᵢ / Gᵢᵢ with
 G = (K + λI)⁻¹ (Rasmussen & Williams, "Gaussian Processes for Machine Learning" (2006), 5.4.2). λ is the one of
-`RIDGES` whose squared error is least.
+`RIDGES` whose squared error is least. The trace of K (K + λI)⁻¹ counts the weights that this takes (Hastie et al.,
+"The Elements of Statistical Learning" (2009), 5.4.1).
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ class _LeftOut(NamedTuple):
     """[n, numbers]."""
     error: float
     """Sum of their squared errors."""
+    freedom: float
+    """The trace of what turns targets into predictions, K (K + λI)⁻¹."""
 
 
 def probe_classes(inputs: list[Array], classes: npt.NDArray[Any]) -> SignalProbe | None:
@@ -61,6 +64,7 @@ def probe_classes(inputs: list[Array], classes: npt.NDArray[Any]) -> SignalProbe
         score=float((left_out.predicted.argmax(axis=1) == numbers).mean()),
         chance=float(counts.max() / len(numbers)),
         examples=len(numbers),
+        freedom=left_out.freedom,
     )
 
 
@@ -81,8 +85,15 @@ def probe_values(inputs: list[Array], targets: Array) -> SignalProbe | None:
     spread = float(((values - values.mean(axis=0)) ** 2).sum())
     if not spread:
         return None
-    score = 1.0 - _left_out(rows, values).error / spread
-    return SignalProbe(model=NAME, kind="r2", score=score, chance=0.0, examples=len(values))
+    left_out = _left_out(rows, values)
+    return SignalProbe(
+        model=NAME,
+        kind="r2",
+        score=1.0 - left_out.error / spread,
+        chance=0.0,
+        examples=len(values),
+        freedom=left_out.freedom,
+    )
 
 
 def _left_out(rows: Float32, values: Float64) -> _LeftOut:
@@ -95,8 +106,10 @@ def _left_out(rows: Float32, values: Float64) -> _LeftOut:
 
 def _ridge(kernel: Float64, ridge: float, values: Float64, mean: Float64) -> _LeftOut:
     solved = _inverse(kernel + ridge * np.eye(len(kernel)))
-    errors = _product(solved, values - mean) / np.diagonal(solved)[:, None]
-    return _LeftOut(values - errors, float((errors**2).sum()))
+    of_each = np.diagonal(solved)
+    errors = _product(solved, values - mean) / of_each[:, None]
+    freedom = len(solved) - ridge * float(of_each.sum())
+    return _LeftOut(values - errors, float((errors**2).sum()), freedom)
 
 
 def _standardised(inputs: list[Array]) -> Float32 | None:

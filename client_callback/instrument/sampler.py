@@ -142,7 +142,7 @@ class Sampler:
             return []
 
     def _prediction_tables(self, step: CapturedStep) -> list[Table]:
-        outputs, targets = keras.tree.flatten(step.predictions), keras.tree.flatten(step.targets)
+        outputs, targets = keras.tree.flatten(step.predictions), self._targets(step)
         if not outputs or not targets or outputs[0] is None or targets[0] is None:
             self.miss("predictions: the train step does not call compute_loss(x, y, y_pred)")
             return []
@@ -235,11 +235,14 @@ class Sampler:
 
     def _input_tables(self, step: CapturedStep) -> list[Table]:
         inputs = [value for value in keras.tree.flatten(step.inputs) if self._driver.reachable(value)]
-        targets = [value for value in keras.tree.flatten(step.targets) if self._driver.reachable(value)]
-        first = keras.tree.flatten(step.targets)[:1]
-        known = first if first and self._driver.reachable(first[0]) else []
+        every = self._targets(step)
+        targets = [value for value in every if value is not None and self._driver.reachable(value)]
+        known = [value for value in every[:1] if value is not None and self._driver.reachable(value)]
         made = [table for target in known for table in batch_tables.target_tables(target)]
         return made + batch_tables.tables(inputs, targets, self.miss)
+
+    def _targets(self, step: CapturedStep) -> list[Any]:
+        return targets_of_outputs(step.targets, step.predictions, self._model)
 
 
 _Maker = Callable[[Sampler, CapturedStep], list[Table]]
@@ -281,6 +284,15 @@ def losses_of_outputs(loss: Any, outputs: Any, model: Any) -> list[Any]:
     if isinstance(loss, list | tuple):
         return list(loss)
     return [loss] * number
+
+
+def targets_of_outputs(targets: Any, outputs: Any, model: Any) -> list[Any]:
+    """Flat and in the order of the outputs: those of a dict go by name. `None` for an output that has none."""
+    if isinstance(targets, dict):
+        names = sorted(outputs) if isinstance(outputs, dict) else getattr(model, "output_names", None) or []
+        if set(targets) <= set(names):
+            return [targets.get(name) for name in names]
+    return list(keras.tree.flatten(targets))
 
 
 def variable_labels(variables: list[Any]) -> tuple[str, ...]:

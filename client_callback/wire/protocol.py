@@ -283,6 +283,8 @@ class SignalProbe(_Value, frozen=True, kw_only=True):
     """The same for always predicting the most frequent class, or the mean."""
     examples: Count
     """Looked at."""
+    freedom: float = 0.0
+    """How many weights it makes use of: its effective degrees of freedom. 0: not known."""
 
 
 class DataDescribed(Event, frozen=True, kw_only=True, tag="data_described"):

@@ -23,6 +23,7 @@ is not known.
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Final
 
@@ -132,7 +133,12 @@ def _where(case: Case) -> Evidence:
 def _too_small(case: Case, size: float) -> Finding | None:
     if case.non_finite_from is not None or case.solved or case.step - case.changed_at < 100:
         return None
-    shown = _mostly_noise(case, size) or _of_batch_statistics(case) or _in_trouble(case, size)
+    shown = (
+        _nothing_left(case, size)
+        or _mostly_noise(case, size)
+        or _of_batch_statistics(case)
+        or _in_trouble(case, size)
+    )
     if shown is None:
         return None
     confidence, evidence = shown
@@ -162,6 +168,21 @@ def _too_small(case: Case, size: float) -> Finding | None:
             Remedy("In the script", code=f"model.fit(x, y, batch_size={USUAL}, …)"),
         ),
     )
+
+
+def _nothing_left(case: Case, size: float) -> tuple[float, list[Evidence]] | None:
+    """The same of a batch of one whose only example is normalised by itself: that leaves 0, whatever it was."""
+    pairs = itertools.pairwise(case.layers) if size == 1 else ()
+    alone = [
+        layer.name
+        for before, layer in pairs
+        if before.class_name == "Dense" and layer.class_name == "BatchNormalization"
+    ]
+    wrong = trouble(case) if alone else ""
+    if not wrong:
+        return None
+    text = f"{', '.join(alone[:MOST_NAMED])} takes the mean of the batch off its one example, which leaves 0"
+    return 0.95, [Evidence(text), Evidence(wrong, case.step - 1)]
 
 
 def _mostly_noise(case: Case, size: float) -> tuple[float, list[Evidence]] | None:
@@ -274,6 +295,9 @@ AILING = {
     "two examples, batch normalisation, and far behind a plain model": lambda: _example(
         flat(0.6, 400, 0.3), batch_size=2, per_epoch=100, accuracy=0.7, normalised=True, signal=0.9
     ),
+    "one example a step, and batch normalisation behind a dense layer": lambda: _example(
+        flat(0.7, 400, 0.05), batch_size=1, per_epoch=100, accuracy=0.5, normalised=True
+    ),
     "two examples a step, and nothing is learned": lambda: _example(
         flat(0.7, 400, 0.05), batch_size=2, per_epoch=100, accuracy=0.5
     ),
@@ -282,6 +306,8 @@ AILING = {
     ),
 }
 
-EXPLAINS = frozenset({"too-short", "oscillation", "plateau", "underfitting", "learning-rate-low"})
+EXPLAINS = frozenset(
+    {"too-short", "oscillation", "plateau", "underfitting", "learning-rate-low", "input-ignored"}
+)
 
 RULE = Rule("batch-size", check, lacks, EXPLAINS, HEALTHY, AILING)

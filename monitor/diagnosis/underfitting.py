@@ -3,8 +3,9 @@
 Sees: what the model has reached beside what a plain model reaches on the same data, and its shape. By construction
 too narrow are a hidden layer, in series with the rest, with fewer units than it takes bits to name the classes, and
 one with a single unit (all that the model can use is then one weighted sum of what comes in). A model without any
-hidden layer draws flat borders only. With such a reason a shortfall is enough; without one the loss must have stopped
-falling far from what that reaches, and then other causes fit as well, so that the rule is less sure.
+hidden layer draws flat borders only; a dense network with fewer weights than the plain model's effective degrees of
+freedom cannot follow it. With such a reason a shortfall is enough; without one the loss must have stopped falling far
+from what that reaches, and then other causes fit as well, so that the rule is less sure.
 
 Hurts because no rate and no patience helps: the model cannot express what is to be learned. More units, more layers.
 Source: Goodfellow, Bengio & Courville, "Deep Learning" (2016), 5.2. What a plain model (kernel ridge regression)
@@ -112,7 +113,9 @@ def _confidence(
 def _reason(case: Case) -> _Reason | None:
     features = case.inputs.features if case.inputs else 0
     seen = case.baseline.classes if case.baseline else 0
-    return _of_shape(case, features, max(seen, case.output.units if case.output and seen else 0))
+    classes = max(seen, case.output.units if case.output and seen else 0)
+    signal = case.data.signal if case.data else None
+    return _of_shape(case, features, classes) or _of_size(case, signal.freedom if signal else 0.0)
 
 
 @per_run
@@ -141,6 +144,18 @@ def _of_shape(case: Case, features: int, classes: int) -> _Reason | None:
     return None
 
 
+@per_run
+def _of_size(case: Case, freedom: float) -> _Reason | None:
+    """A dense network with fewer weights than that."""
+    layers = case.trained_layers
+    hidden = layers[:-1]
+    if not hidden or any(layer.class_name != "Dense" for layer in layers):
+        return None
+    weights = sum(math.prod(layer.kernel_shape) + layer.units for layer in layers)
+    narrowest = min(hidden, key=lambda layer: layer.units)
+    return _Reason(narrowest, f"Too small: it has {weights} weights", 0.7) if weights < freedom else None
+
+
 def _reproduces_its_input(case: Case) -> bool:
     """Whether it is an autoencoder, as far as its shape tells."""
     inputs, output = case.inputs, case.output
@@ -159,7 +174,11 @@ def _evidence(case: Case, lift: float, reason: _Reason | None) -> list[Evidence]
     text = f"it has come {come(lift)}"
     if case.attainable is not None and case.data is not None and case.data.signal is not None:
         numbers["attainable"] = case.attainable
-        text += f", {case.plain_model} {case.attainable:.0%} on {case.data.signal.examples:,} examples"
+        signal = case.data.signal
+        text += f", {case.plain_model} {case.attainable:.0%} on {signal.examples:,} examples"
+        if signal.freedom:
+            numbers["freedom"] = signal.freedom
+            text += f" with what counts as {signal.freedom:.0f} weights"
     found.append(Evidence(text, case.step, numbers))
     if math.isfinite(case.progress.level):
         word = {"flat": " and no longer falls", "falling": ", falling still"}.get(case.progress.trend, "")
@@ -196,9 +215,14 @@ def _run(
     losses: Float64 | None = None,
     classes: int = 10,
     inputs: int = 64,
+    freedom: float = 0.0,
 ) -> Session:
     last = hidden[-1].units if hidden else inputs
-    signal = SignalProbe(kind="accuracy", score=score, chance=1 / classes, examples=1_000) if score else None
+    signal = None
+    if score:
+        signal = SignalProbe(
+            kind="accuracy", score=score, chance=1 / classes, examples=1_000, freedom=freedom
+        )
     losses = flat(1.6, 400) if losses is None else losses
     return session_of(
         {"loss": losses, "accuracy": noisy(np.full(len(losses), accuracy), 0.05)},
@@ -213,6 +237,9 @@ HEALTHY = {
     "a wide network that has learned": lambda: _run((dense("hidden", 64),), 0.96),
     "two units that are enough": lambda: _run((dense("hidden", 2),), 0.97),
     "a linear model as good as a plain one with a kernel": lambda: _run((), 0.93),
+    "few weights that still fall, and are as good as a plain model": lambda: _run(
+        (dense("hidden", 16, inputs=2),), 0.9, losses=falling(400), inputs=2, freedom=300.0
+    ),
     "a wide network that still falls": lambda: _run((dense("hidden", 64),), 0.5, losses=falling(400)),
     "a gate of one unit beside the rest": lambda: _run(
         (dense("gate", 1, "sigmoid"), dense("hidden", 64)), 0.6, score=None
@@ -226,6 +253,9 @@ AILING = {
     "two units before ten classes": lambda: _run((dense("hidden", 2),), 0.4),
     "one unit between wide layers": lambda: _run(
         (dense("first", 64), dense("narrow", 1, inputs=64)), 0.3, score=None
+    ),
+    "fewer weights than a plain model makes use of": lambda: _run(
+        (dense("hidden", 16, inputs=2),), 0.7, losses=falling(400, 2.3, 1_000), inputs=2, freedom=300.0
     ),
     "no hidden layer where a plain model sees more": lambda: _run((), 0.5),
     "wide, flat, and far from what a plain model reaches": lambda: _run((dense("hidden", 64),), 0.5),

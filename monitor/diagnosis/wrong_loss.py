@@ -42,6 +42,8 @@ from monitor.session import Session
 
 AMONG_SEVERAL: Final = CATEGORICAL | SPARSE | {"categorical_hinge", "cosine_similarity"}
 """Losses that compare units with each other: of one unit they say nothing. A cosine of single numbers is ±1."""
+DIVERGENCES: Final = frozenset({"kl_divergence"})
+"""y·log(y / p), summed over the units: of a single one it is least where p is 1, whatever is to be told apart."""
 ABSOLUTE: Final = frozenset({"mean_absolute_error", "mae"})
 RELATIVE: Final = frozenset({"mean_absolute_percentage_error", "mape"})
 ABSURD: Final = 1e4
@@ -62,7 +64,7 @@ def lacks(case: Case) -> str:
     output = case.output
     if output is None or not output.loss:
         return "the loss is not known"
-    if output.loss not in CROSS_ENTROPIES | AMONG_SEVERAL | HINGE | REGRESSION:
+    if output.loss not in CROSS_ENTROPIES | AMONG_SEVERAL | DIVERGENCES | HINGE | REGRESSION:
         return f"the loss {output.loss} is none that it knows"
     return "" if output.units else "the number of output units is not known"
 
@@ -107,6 +109,16 @@ def _certain(case: Case, output: Output, targets: Targets | None) -> _Misfit | N
             "This loss compares classes with each other; with a single unit there is nothing to compare, whatever "
             "the network says, so nothing can be learned.",
             0.97,
+            "critical",
+            numbers,
+        )
+    if output.units == 1 and output.loss in DIVERGENCES:
+        return _Misfit(
+            f"{output.loss} on one unit asks for 1 everywhere",
+            f"{output.layer or 'the output'} has 1 unit",
+            "This loss compares the shares of several classes; of a single share it counts only the examples of "
+            "class 1, and is least when the output is 1 for all.",
+            0.95,
             "critical",
             numbers,
         )
@@ -292,6 +304,7 @@ HEALTHY = {
     "a rating of few whole numbers under a squared error": lambda: _example(
         1, "linear", "mean_squared_error", "ten", losses=flat(8.0)
     ),
+    "a divergence of shares among ten": lambda: _example(10, "softmax", "kl_divergence", "rows"),
     "prices under a percentage": lambda: _example(1, "linear", "mean_absolute_percentage_error", "prices"),
 }
 AILING = {
@@ -300,6 +313,9 @@ AILING = {
     ),
     "categorical cross-entropy on one softmax unit, labels not known": lambda: trained(
         1, "softmax", "categorical_crossentropy", flat(0.0, noise=0.0)
+    ),
+    "a divergence of shares on one unit": lambda: _example(
+        1, "sigmoid", "kl_divergence", "two", losses=falling()
     ),
     "squared error between ten units and a class number": lambda: _example(
         10, "softmax", "mean_squared_error", "ten", losses=flat(27.0), accuracy=0.1
