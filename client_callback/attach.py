@@ -101,9 +101,14 @@ def put_into_fit(keras: ModuleType, budget: Budget, told: Path | None, directory
     class StopWhenSpent(keras.callbacks.Callback):  # type: ignore[name-defined,misc] # the script's Keras
         """Asked before each step: a hook after it would have JAX and torch wait for every step."""
 
+        def __init__(self, monitor: MonitorCallback) -> None:
+            super().__init__()
+            self._monitor = monitor
+
         def on_train_batch_begin(self, batch: int, logs: object = None) -> None:
             if budget.step_begins():
-                self._model.stop_training = self._model.stop_evaluating = True
+                self._monitor.stop()
+                self._model.stop_evaluating = True
 
     owner = next(kind for kind in keras.Model.__mro__ if "fit" in vars(kind))
     original = vars(owner)["fit"]
@@ -115,10 +120,11 @@ def put_into_fit(keras: ModuleType, budget: Budget, told: Path | None, directory
         callbacks = given.arguments.get("callbacks")
         listed = list(getattr(callbacks, "callbacks", None) or _as_list(callbacks))
         monitor = next((one for one in listed if isinstance(one, MonitorCallback)), None)
-        added: list[Any] = [StopWhenSpent()]
+        added: list[Any] = []
         if monitor is None:
             monitor = MonitorCallback(directory=directory)
-            added.append(monitor)
+            added = [monitor]
+        added = [StopWhenSpent(monitor), *added]
         if isinstance(callbacks, keras.callbacks.CallbackList):
             for one in added:
                 callbacks.append(one)

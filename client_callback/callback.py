@@ -86,6 +86,11 @@ class MonitorCallback(keras.callbacks.Callback):  # type: ignore[misc] # Keras h
         """The recording of the current or the last `fit`. `None`: there is none."""
         return self._recording
 
+    def stop(self) -> None:
+        """Ends the running `fit` after the current batch, as the command does. Without one, nothing happens."""
+        if self._run is not None:
+            self._run.stop()
+
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """A `fit` begins: starts a run."""
         if self._run is not None:

@@ -53,6 +53,7 @@ LONG: Final = 0.01
 """‖Δw‖ / ‖w‖ of the newest steps. With so long steps of noise the weights turn over every hundred steps."""
 USUAL: Final = 32
 MOST_NAMED: Final = 3
+_LARGER: Final = Remedy("In the script", code=f"model.fit(x, y, batch_size={USUAL}, …)")
 
 
 def lacks(case: Case) -> str:
@@ -162,22 +163,32 @@ def _too_small(case: Case, size: float) -> Finding | None:
         ),
         explanation="The gradient of so few examples points mostly somewhere else than that of all, so the weights "
         "are moved about rather than improved.",
-        remedies=(
-            Remedy(f"Update once for {batches} batches", f"accumulate {batches}"),
-            Remedy("Or a tenth of the rate, which averages over steps", "lr /10"),
-            Remedy("In the script", code=f"model.fit(x, y, batch_size={USUAL}, …)"),
-        ),
+        remedies=_of_normalised() if any(map(_normalises, case.layers)) else _of_noisy(batches),
     )
+
+
+def _of_noisy(batches: int) -> tuple[Remedy, ...]:
+    return (
+        Remedy(f"Update once for {batches} batches", f"accumulate {batches}"),
+        Remedy("Or a tenth of the rate, which averages over steps", "lr /10"),
+        _LARGER,
+    )
+
+
+def _of_normalised() -> tuple[Remedy, ...]:
+    """Accumulating gradients leaves each batch's own mean and deviation as they are."""
+    alone = Remedy("Or normalise each example by itself", code="keras.layers.LayerNormalization()")
+    return _LARGER, alone, Remedy("A tenth of the rate, which averages over steps", "lr /10")
+
+
+def _normalises(layer: Layer) -> bool:
+    return layer.class_name == "BatchNormalization"
 
 
 def _nothing_left(case: Case, size: float) -> tuple[float, list[Evidence]] | None:
     """The same of a batch of one whose only example is normalised by itself: that leaves 0, whatever it was."""
     pairs = itertools.pairwise(case.layers) if size == 1 else ()
-    alone = [
-        layer.name
-        for before, layer in pairs
-        if before.class_name == "Dense" and layer.class_name == "BatchNormalization"
-    ]
+    alone = [layer.name for before, layer in pairs if before.class_name == "Dense" and _normalises(layer)]
     wrong = trouble(case) if alone else ""
     if not wrong:
         return None
@@ -214,7 +225,7 @@ def _mostly_noise(case: Case, size: float) -> tuple[float, list[Evidence]] | Non
 
 def _of_batch_statistics(case: Case) -> tuple[float, list[Evidence]] | None:
     """The same where layers normalise by the mean and the deviation of so few examples, and it stays behind."""
-    layers = [layer.name for layer in case.layers if layer.class_name == "BatchNormalization"]
+    layers = [layer.name for layer in case.layers if _normalises(layer)]
     lift = reached(case)
     if not layers or lift is None or case.attainable is None or not case.seasoned:
         return None

@@ -376,12 +376,28 @@ class Case:
         if self.target is not None and self.target.classes:
             return _described_counts(self)
         table = self.table("target_counts")
-        return None if table is None else _in_order(table.values[:, :, 0].sum(axis=0, dtype=np.float64))
+        if table is None:
+            return self._counts_of_two_values
+        return _in_order(table.values[:, :, 0].sum(axis=0, dtype=np.float64))
+
+    @property
+    def _counts_of_two_values(self) -> Float64 | None:
+        """Of zeros and ones that a loss takes which says nothing of classes, by the sampled batches."""
+        table = self.table("target") if self.task == "unknown" and self.output else None
+        if table is None or self.output is None or self.output.units != 1:
+            return None
+        known = np.stack([table.number(name) for name in ("mean", "min", "max", "integral")])
+        if not (
+            np.isfinite(known).all() and known[3].min() >= 1 and (known[1].min(), known[2].max()) == (0, 1)
+        ):
+            return None
+        ones = float(known[0].mean())
+        return _in_order(np.array([1 - ones, ones]) * len(table.steps) * (self.batch_size or 1.0))
 
     @cached_property
     def accuracy(self) -> float | None:
         """Share of right classes over the newest steps, in training. `None`: no classes, or it cannot be told."""
-        if self.task not in ("classification", "binary"):
+        if self.task == "regression" or (self.task == "unknown" and self.class_counts is None):
             return None
         window = self._newest_steps
         for name in self.session.metric_series():

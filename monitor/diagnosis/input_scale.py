@@ -106,6 +106,8 @@ def lacks(case: Case) -> str:
     """Inputs, and that nothing scales them inside."""
     if _scaled_twice(case):
         return ""
+    if case.inputs_are_names:
+        return "the inputs are names that an embedding looks up: their size means nothing"
     if _scaled_inside(case):
         return "a layer of the model scales the inputs"
     return "" if _sizes(case) is not None else "the inputs are not known"

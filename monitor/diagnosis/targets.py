@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from client_callback.wire.protocol import Float64
+from client_callback.wire.protocol import Float64, Output, TargetData
 from monitor.diagnosis.case import Case, Table, per_case, per_run
 from monitor.diagnosis.finding import Remedy
 
@@ -103,9 +103,23 @@ def targets_of(case: Case) -> Targets | None:
 
 
 @per_run
+def further(case: Case) -> list[tuple[Output, Targets]]:
+    """The outputs with a loss but the first, as far as the data tell what their targets are."""
+    outputs = [output for output in (case.session.run.outputs if case.session.run else ()) if output.loss]
+    described = case.data.targets if case.data else ()
+    if len(outputs) != len(described):
+        return []
+    pairs = [(output, _of(target, 0)) for output, target in zip(outputs[1:], described[1:], strict=True)]
+    return [(output, targets) for output, targets in pairs if targets is not None]
+
+
+@per_run
 def _described(case: Case) -> Targets | None:
-    target = case.target
-    if target is None or not math.isfinite(target.values.low):
+    return None if case.target is None else _of(case.target, (case.data and case.data.examples) or 0)
+
+
+def _of(target: TargetData, examples: int) -> Targets | None:
+    if not math.isfinite(target.values.low):
         return None
     shape = target.shape
     classes = {int(float(name)): count for name, count in target.classes.items() if _is_number(name)}
@@ -118,7 +132,7 @@ def _described(case: Case) -> Targets | None:
         one_hot=target.one_hot,
         width=shape[-1] if shape else 1,
         classes=classes,
-        examples=float(sum(classes.values())) or float((case.data and case.data.examples) or 0),
+        examples=float(sum(classes.values()) or examples),
         described=True,
         step=None,
     )

@@ -8,6 +8,9 @@ something left to learn: less was learned than a plain model reaches on the same
 guessing to perfect. Where there were five epochs at most, and noise hides whether it still falls, being far behind a
 plain model is enough.
 
+A training that the script's own callbacks ended before its time is told of where its last validation was the best:
+then what EarlyStopping watches is the wrong number or the wrong way round.
+
 Hurts because the time spent so far buys a model that a little more would make much better. Train for more epochs,
 with early stopping in place of a fixed number. Source: Prechelt (1998) for stopping by validation instead of by the
 clock; DeepFD (2022) has too few epochs among its five kinds of fault.
@@ -65,7 +68,8 @@ def lacks(case: Case) -> str:
     """The end in sight, and enough losses to see a trend in."""
     session = case.session
     total = session.total_steps
-    if session.ended is not None and total is not None and case.step < NEARLY_OVER * total:
+    early = session.ended is not None and total is not None and case.step < NEARLY_OVER * total
+    if early and (not _ended_by_callback(case) or sides(case) is None):
         return f"it was stopped after {case.step:,} of the {total:,} planned steps"
     if session.ended is None or session.ended.outcome != "finished":
         if total is None:
@@ -93,6 +97,9 @@ def check(case: Case) -> list[Finding]:
     """One finding, or none."""
     lift = reached(case)
     attainable = GOOD if case.attainable is None else max(case.attainable, HALFWAY)
+    by_callback = _ended_by_callback(case)
+    if by_callback and not _at_best(case):
+        return []
     if case.solved or _past_best(case) or (lift is not None and attainable - lift < LEFT):
         return []
     improving = _improving(case)
@@ -101,28 +108,44 @@ def check(case: Case) -> list[Finding]:
         return []
     sure = _sure(case, improving, lift, epochs)
     tiny = crawling(case) or _typical_update(case) < TINY_UPDATES
+    title, explanation = _told(by_callback=by_callback, improves=improving is not None)
     evidence = [*_fall(case, improving), *_how_far(case, lift)]
     if epochs:
         evidence.append(Evidence(f"{epochs} epochs, {case.step:,} steps", None, {"epochs": epochs}))
     return [
         Finding(
             rule="too-short",
-            title="Ends too early: it is still improving"
-            if improving
-            else "Ends early, far from what can be had",
+            title=title,
             severity="warning" if sure else "note",
             confidence=_confidence(improving, epochs, doubtful=tiny or not sure),
             start=max(0, min(case.step - 1, case.step - case.progress.steps // 2)),
             stop=case.step,
             evidence=tuple(evidence),
-            explanation="The training stops at a fixed number of epochs although each of the last ones still made "
-            "the model better."
-            if improving
-            else "So few passes over the data are seldom enough, and the noise of so few steps hides whether it "
-            "still improves.",
-            remedies=_remedies(epochs, tiny=tiny),
+            explanation=explanation,
+            remedies=(_WATCH,) if by_callback else _remedies(epochs, tiny=tiny),
         )
     ]
+
+
+def _told(*, by_callback: bool, improves: bool) -> tuple[str, str]:
+    """Title and explanation."""
+    if by_callback:
+        return (
+            "Stopped by a callback while it still improves",
+            "Something in the script ended it, as EarlyStopping does, in the epoch with the best validation so far: "
+            "what it watches may be the wrong number, or the wrong way round.",
+        )
+    if improves:
+        return (
+            "Ends too early: it is still improving",
+            "The training stops at a fixed number of epochs although each of the last ones still made the model "
+            "better.",
+        )
+    return (
+        "Ends early, far from what can be had",
+        "So few passes over the data are seldom enough, and the noise of so few steps hides whether it still "
+        "improves.",
+    )
 
 
 def _improving(case: Case) -> _Improving | None:
@@ -206,6 +229,20 @@ def _how_far(case: Case, lift: float | None) -> list[Evidence]:
     return [Evidence(text, case.step, numbers)]
 
 
+def _ended_by_callback(case: Case) -> bool:
+    """Whether the script itself ended it before its time: no error, and no command."""
+    session, total = case.session, case.session.total_steps
+    if session.ended is None or session.ended.outcome != "finished" or total is None:
+        return False
+    return case.step < NEARLY_OVER * total
+
+
+def _at_best(case: Case) -> bool:
+    """Whether no validation was better than the last one."""
+    both = sides(case)
+    return both is not None and len(both.steps) >= 2 and bool(both.validation[-1] <= both.validation.min())
+
+
 def _past_best(case: Case) -> bool:
     """Whether validation was better before: more epochs would make it worse."""
     both = sides(case)
@@ -236,6 +273,12 @@ def _remedies(epochs: int, *, tiny: bool) -> tuple[Remedy, ...]:
     return (faster, longer) if tiny else (longer, faster)
 
 
+_WATCH: Final = Remedy(
+    "Let it watch the validation loss, which must fall",
+    code='keras.callbacks.EarlyStopping(monitor="val_loss", mode="min", patience=5, restore_best_weights=True)',
+)
+
+
 # ── Examples ──────────────────────────────────────────────────────────────────────────────────────
 
 _TEN = (100,) * 10
@@ -251,6 +294,7 @@ def _run(
     *,
     epochs: int = 3,
     planned: int | None = None,
+    ended: bool | None = None,
     validation: Sequence[float] = (),
     signal: float | None = None,
     updates: float = 2e-3,
@@ -260,7 +304,7 @@ def _run(
         {"loss": losses, "accuracy": accuracy},
         epochs=logs,
         planned_epochs=planned or epochs,
-        ended=planned is None,
+        ended=planned is None if ended is None else ended,
         task="classification",
         layers=(dense("hidden", 32), dense("out", 10, "softmax", inputs=32)),
         data=trained_on(classes=_TEN, signal=_signal(signal) if signal else None),
@@ -281,10 +325,16 @@ HEALTHY = {
     "it falls, and validation was better before": lambda: _run(
         falling(300), _rising(300, 0.7), epochs=6, validation=(2.0, 1.7, 1.5, 1.6, 1.8, 2.1)
     ),
+    "EarlyStopping ended it after its best": lambda: _run(
+        falling(200), _rising(200, 0.6), epochs=4, planned=20, ended=True, validation=(2.0, 1.6, 1.7, 1.8)
+    ),
     "it has passed what a plain model reaches": lambda: _run(falling(300), _rising(300, 0.75), signal=0.6),
 }
 AILING = {
     "three epochs end in the middle of the fall": lambda: _run(falling(120), _rising(120, 0.6)),
+    "EarlyStopping ended it at its best": lambda: _run(
+        falling(200), _rising(200, 0.6), epochs=4, planned=20, ended=True, validation=(2.0, 1.7, 1.5, 1.2)
+    ),
     "the last of three epochs is nearly over": lambda: _run(falling(96), _rising(96, 0.5), planned=3),
     "a plain model reaches more": lambda: _run(falling(200), _rising(200, 0.7), signal=0.97),
     "validation is at its best": lambda: _run(

@@ -3,16 +3,18 @@
 Sees: the loss, the output's units and activation, and what the targets look like. Wrong by construction are: a
 categorical loss on one unit (the share of a single class is always 1, so the loss is a constant); a distance between
 numbers over several units that all get one class number (Keras spreads it over them, so all learn the same); a
-cross-entropy on quantities, which are no probabilities. Not wrong in itself, and told only of a training that is in
-trouble: a distance between class numbers, a mean absolute error on classes (it is content with the largest class), a
-percentage of targets that are 0, a binary cross-entropy over classes that exclude each other.
+cross-entropy on quantities, which are no probabilities. Of several outputs each is looked at beside its targets.
+Whatever the loss is, it is wrong when it gets better while accuracy falls below or back to guessing. Not wrong in
+itself, and told only of a training that is in trouble: a distance between class numbers, a mean absolute error on
+classes (it is content with the largest class), a percentage of targets that are 0, a binary cross-entropy over
+classes that exclude each other.
 
 Hurts because training minimises something else than what is wanted, or nothing. Take the loss that belongs to the
 targets. Sources: StackOverflow 68751439 (loss 0 from the start); Bishop, "Pattern Recognition and Machine Learning"
 (2006), 4.3.4 and 5.2, for the pairs of output and loss; UMLAUT (CHI'21) and NeuraLint (TOSEM'21) check the same ones.
 
 Wrong when a quantity is counted in few whole numbers (stars, ages): then a distance between them is right, and what
-is said is no more than a guess. Silent on losses of the user's own.
+is said is no more than a guess. Silent on losses of the user's own where no accuracy of classes is known.
 """
 
 from __future__ import annotations
@@ -22,10 +24,11 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from client_callback.wire.protocol import Output
+from client_callback.wire.protocol import Float64, Output
 from monitor.diagnosis.case import REGRESSION, Case
 from monitor.diagnosis.examples import Sampled, falling, flat, labelled, trained, trained_on
 from monitor.diagnosis.finding import Evidence, Finding, Remedy, Rule, Severity
+from monitor.diagnosis.medians import finite, median
 from monitor.diagnosis.targets import (
     BINARY,
     CATEGORICAL,
@@ -34,6 +37,7 @@ from monitor.diagnosis.targets import (
     SPARSE,
     Targets,
     fitting,
+    further,
     refit,
     targets_of,
 )
@@ -46,6 +50,12 @@ DIVERGENCES: Final = frozenset({"kl_divergence"})
 """y·log(y / p), summed over the units: of a single one it is least where p is 1, whatever is to be told apart."""
 ABSOLUTE: Final = frozenset({"mean_absolute_error", "mae"})
 RELATIVE: Final = frozenset({"mean_absolute_percentage_error", "mape"})
+PARTS: Final = 8
+FEWEST_POINTS: Final = 4
+WRONG_SHARE: Final = 0.8
+"""Of the most frequent class' share, below which answers are worse than guesses."""
+LOST: Final = 0.15
+"""Accuracy that it had before."""
 ABSURD: Final = 1e4
 """Percent: a mean error of a hundred times the target is one of targets near 0 (Keras divides by at least 1e-7)."""
 
@@ -64,7 +74,8 @@ def lacks(case: Case) -> str:
     output = case.output
     if output is None or not output.loss:
         return "the loss is not known"
-    if output.loss not in CROSS_ENTROPIES | AMONG_SEVERAL | DIVERGENCES | HINGE | REGRESSION:
+    known = CROSS_ENTROPIES | AMONG_SEVERAL | DIVERGENCES | HINGE | REGRESSION
+    if output.loss not in known and case.accuracy is None:
         return f"the loss {output.loss} is none that it knows"
     return "" if output.units else "the number of output units is not known"
 
@@ -75,6 +86,11 @@ def check(case: Case) -> list[Finding]:
     if output is None:
         return []
     misfit = _certain(case, output, targets) or _likely(case, output, targets)
+    for other, theirs in further(case):
+        if misfit is None and (misfit := _certain(case, other, theirs)):
+            output, targets = other, theirs
+    perverse = _perverse(case) if misfit is None else None
+    misfit = misfit or perverse
     if misfit is None:
         return []
     wrong = trouble(case)
@@ -91,7 +107,7 @@ def check(case: Case) -> list[Finding]:
             stop=case.step,
             evidence=tuple(evidence),
             explanation=misfit.meaning,
-            remedies=_remedies(case, output, targets),
+            remedies=(*((_SIGN,) if perverse else ()), *_remedies(case, output, targets)),
         )
     ]
 
@@ -257,6 +273,65 @@ def _distance_of_classes(case: Case, output: Output, targets: Targets, name: str
     )
 
 
+def _perverse(case: Case) -> _Misfit | None:
+    """Whether what lowers the loss makes the model wrong: whatever the loss is, that is not what is wanted."""
+    base, accuracy = case.baseline, case.accuracy
+    if base is None or base.classes < 2 or accuracy is None or not case.seasoned or _weighted(case):
+        return None
+    losses, shares = _course(case, "loss"), _course(case, _accuracy_name(case))
+    if len(losses) < FEWEST_POINTS or len(shares) < FEWEST_POINTS:
+        return None
+    newest = max(1, len(losses) // 4)
+    spread = 1.4826 * median(np.abs(np.diff(losses)))
+    fell = float(losses[:newest].mean() - losses[-newest:].mean())
+    # Where guessing errs by more than this on so many examples, chance has nothing to do with it.
+    error = math.sqrt(base.majority * (1 - base.majority) / max(base.counted, 1.0))
+    at_chance = accuracy <= base.majority + 2 * error
+    below = accuracy < min(WRONG_SHARE * base.majority, base.majority - 4 * error)
+    lost = float(shares.max()) - accuracy
+    if not (fell > 2 * spread and (below or (at_chance and lost >= LOST))):
+        return None
+    return _Misfit(
+        "The loss gets better while the answers get worse",
+        f"the loss went from {losses[0]:.4g} to {losses[-1]:.4g}, accuracy from {shares.max():.3f} at best to "
+        f"{accuracy:.3f}; always saying the most frequent class gives {base.majority:.3f}",
+        "What makes this loss small is not what makes the predictions right: a sign is wrong in it, or it does not "
+        "fit the output.",
+        0.85 if below else 0.7,
+        "critical",
+        {"accuracy": accuracy, "majority": base.majority, "loss": float(losses[-1])},
+    )
+
+
+def _weighted(case: Case) -> bool:
+    return case.data is not None and bool(case.data.class_weight or case.data.weighted)
+
+
+def _accuracy_name(case: Case) -> str:
+    names = (*case.session.metric_series(), *case.session.epoch_logs)
+    return next((name for name in names if "acc" in name), "")
+
+
+def _course(case: Case, name: str) -> Float64:
+    """Means over equal parts since the last change, or the epochs' values; those that are finite."""
+    found = case.blocks(name)
+    points = case.session.epoch_logs.get(name)
+    if found is not None:
+        means = found.means[: len(found.means) // PARTS * PARTS].reshape(PARTS, -1)
+        values = means.mean(axis=1) if means.size else found.means
+    elif points is not None:
+        values = points.values[points.steps >= case.changed_at]
+    else:
+        return np.empty(0)
+    return np.asarray(finite(np.asarray(values, np.float64)))
+
+
+_SIGN = Remedy(
+    "A loss of your own must be least where the predictions are right: try it on a few by hand",
+    code="print(loss(y[:8], y[:8]), loss(y[:8], 1 - y[:8]))  # the first must be the smaller one",
+)
+
+
 def _remedies(case: Case, output: Output, targets: Targets | None) -> tuple[Remedy, ...]:
     if targets is None:
         two = refit(fitting(None), output.layer)
@@ -305,6 +380,12 @@ HEALTHY = {
         1, "linear", "mean_squared_error", "ten", losses=flat(8.0)
     ),
     "a divergence of shares among ten": lambda: _example(10, "softmax", "kl_divergence", "rows"),
+    "a loss of the user's own, and what is learned grows": lambda: _example(
+        1, "sigmoid", "focal", "two", losses=falling(), accuracy=0.9, task="unknown"
+    ),
+    "a loss of the user's own that falls, and nothing is learned yet": lambda: _example(
+        1, "sigmoid", "focal", "two", losses=falling(), accuracy=0.5, task="unknown"
+    ),
     "prices under a percentage": lambda: _example(1, "linear", "mean_absolute_percentage_error", "prices"),
 }
 AILING = {
@@ -316,6 +397,15 @@ AILING = {
     ),
     "a divergence of shares on one unit": lambda: _example(
         1, "sigmoid", "kl_divergence", "two", losses=falling()
+    ),
+    "a loss of the user's own, whose sign is wrong": lambda: _example(
+        1,
+        "sigmoid",
+        "log_likelihood",
+        "two",
+        losses=np.linspace(-0.7, -9.0, 400),
+        accuracy=0.1,
+        task="unknown",
     ),
     "squared error between ten units and a class number": lambda: _example(
         10, "softmax", "mean_squared_error", "ten", losses=flat(27.0), accuracy=0.1

@@ -3,9 +3,9 @@
 Sees: the activation, the units, the loss, whether that takes logits, and the range of the targets. Wrong by
 construction are: a softmax over one unit, which is always 1; a cross-entropy on outputs that are no probabilities
 (none, relu, tanh, …, without `from_logits=True`): Keras cuts them off at 0 and 1, and what is cut off gets no
-gradient; a bounded output for targets beyond its bounds. Not wrong in itself, and told only of a training that is in
-trouble: a softmax or sigmoid before a loss that applies another (`from_logits=True`); a softmax for several classes
-at once; a sigmoid under a hinge; outputs of a relu that are 0 for all examples.
+gradient; a bounded output for targets beyond its bounds (of several outputs each one). Not wrong in itself, and told
+only of a training that is in trouble: a softmax or sigmoid before a loss that applies another (`from_logits=True`); a
+softmax for several classes at once; a sigmoid under a hinge; outputs of a relu that are 0 for all examples.
 
 Hurts because the right answers are out of reach or get no gradient. Keras 3 on TensorFlow computes a cross-entropy
 from the logits behind a softmax or sigmoid where it finds them: with a softmax over one unit the loss then falls
@@ -36,6 +36,7 @@ from monitor.diagnosis.targets import (
     SPARSE,
     Targets,
     fitting,
+    further,
     of_rows,
     refit,
     targets_of,
@@ -96,7 +97,13 @@ def check(case: Case) -> list[Finding]:
     if output is None:
         return []
     looks = (_single_softmax, _no_probabilities, _out_of_reach, _silent, _twice, _several, _unsigned)
-    misfit = next((found for look in looks if (found := look(case, output, targets))), None)
+    of_first = ((output, look(case, output, targets)) for look in looks)
+    of_further = (
+        (other, look(case, other, theirs))
+        for other, theirs in further(case)
+        for look in (_single_softmax, _out_of_reach)
+    )
+    output, misfit = next((one for one in (*of_first, *of_further) if one[1]), (output, None))
     if misfit is None:
         return []
     evidence = [Evidence(misfit.text, misfit.step, {"units": float(output.units)})]
