@@ -303,7 +303,7 @@ def trained(
     loss: str,
     losses: Float64 | None = None,
     *,
-    accuracy: float | None = None,
+    accuracy: float | Float64 | None = None,
     hidden: str = "relu",
     **more: Any,
 ) -> Session:
@@ -314,14 +314,14 @@ def trained(
         activation: of its output.
         loss: as `Output.loss`.
         losses: one per step.
-        accuracy: of each step, about. `None`: it is not measured.
+        accuracy: of each step, or of all, about. `None`: it is not measured.
         hidden: activation of the other layers.
         more: for `session_of`.
     """
     losses = flat(0.69) if losses is None else losses
     series = {"loss": losses}
     if accuracy is not None:
-        series["accuracy"] = noisy(np.full(len(losses), accuracy), 0.03)
+        series["accuracy"] = noisy(np.broadcast_to(accuracy, len(losses)), 0.03)
     layers = (
         dense("first", 32, hidden),
         dense("second", 32, hidden, inputs=32),
