@@ -49,8 +49,9 @@ def test_each_fit_of_a_script_is_watched_and_the_script_does_what_it_always_does
 
 
 def test_a_budget_ends_the_fit_and_the_script_with_it(script: Path):
-    done = doctor("--steps", "5", str(script))
+    done = doctor("--steps", "5", str(script), "--json")
     assert done.returncode == 0, done.stderr
+    assert f"for doctor itself write unstuck doctor --json {script}" in done.stderr
     assert "arguments" in done.stdout and "between" not in done.stdout
     assert "after 5 steps" in done.stdout
 

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -54,6 +54,15 @@ LONG: Final = 0.01
 USUAL: Final = 32
 MOST_NAMED: Final = 3
 _LARGER: Final = Remedy("In the script", code=f"model.fit(x, y, batch_size={USUAL}, …)")
+
+
+class _TooSmall(NamedTuple):
+    """What shows that the batch is."""
+
+    confidence: float
+    evidence: list[Evidence]
+    normalised: bool = False
+    """Whether what suffers is the normalisation by the batch."""
 
 
 def lacks(case: Case) -> str:
@@ -142,7 +151,6 @@ def _too_small(case: Case, size: float) -> Finding | None:
     )
     if shown is None:
         return None
-    confidence, evidence = shown
     batches, level = int(USUAL / max(size, 1)), case.progress.level
     now = Evidence(
         f"loss {level:.4g} ± {case.progress.noise:.2g}, trend {case.progress.trend}",
@@ -151,18 +159,23 @@ def _too_small(case: Case, size: float) -> Finding | None:
     )
     return Finding(
         rule="batch-size",
-        title="The batch is too small: steps are mostly noise",
+        title="The batch is too small for its normalisation"
+        if shown.normalised
+        else "The batch is too small: steps are mostly noise",
         severity="warning",
-        confidence=confidence,
+        confidence=shown.confidence,
         start=case.changed_at,
         stop=case.step,
         evidence=(
             Evidence(f"batches of {size:.0f}", None, {"batch_size": size}),
-            *evidence,
+            *shown.evidence,
             now,
         ),
-        explanation="The gradient of so few examples points mostly somewhere else than that of all, so the weights "
-        "are moved about rather than improved.",
+        explanation="The mean and the deviation of so few examples say little of all, so what the layers behind the "
+        "normalisation get is mostly noise, and of a single example nothing."
+        if shown.normalised
+        else "The gradient of so few examples points mostly somewhere else than that of all, so the weights are "
+        "moved about rather than improved.",
         remedies=_of_normalised() if any(map(_normalises, case.layers)) else _of_noisy(batches),
     )
 
@@ -185,7 +198,7 @@ def _normalises(layer: Layer) -> bool:
     return layer.class_name == "BatchNormalization"
 
 
-def _nothing_left(case: Case, size: float) -> tuple[float, list[Evidence]] | None:
+def _nothing_left(case: Case, size: float) -> _TooSmall | None:
     """The same of a batch of one whose only example is normalised by itself: that leaves 0, whatever it was."""
     pairs = itertools.pairwise(case.layers) if size == 1 else ()
     alone = [layer.name for before, layer in pairs if before.class_name == "Dense" and _normalises(layer)]
@@ -193,11 +206,11 @@ def _nothing_left(case: Case, size: float) -> tuple[float, list[Evidence]] | Non
     if not wrong:
         return None
     text = f"{', '.join(alone[:MOST_NAMED])} takes the mean of the batch off its one example, which leaves 0"
-    return 0.95, [Evidence(text), Evidence(wrong, case.step - 1)]
+    return _TooSmall(0.95, [Evidence(text), Evidence(wrong, case.step - 1)], normalised=True)
 
 
-def _mostly_noise(case: Case, size: float) -> tuple[float, list[Evidence]] | None:
-    """Confidence, and what was measured of the gradients."""
+def _mostly_noise(case: Case, size: float) -> _TooSmall | None:
+    """By what was measured of the gradients."""
     moved, pairs = motion.motion(case), motion.pairs(case)
     if moved is None or pairs is None or pairs.rows < 4 or case.progress.trend == "falling":
         return None
@@ -208,7 +221,7 @@ def _mostly_noise(case: Case, size: float) -> tuple[float, list[Evidence]] | Non
         if math.isinf(pairs.noise_scale)
         else f"{pairs.noise_scale:,.0f} examples"
     )
-    return 0.75 if size <= 2 else 0.6, [
+    evidence = [
         Evidence(
             f"the gradient noise scale is {shown} (over {pairs.rows} sampled steps)",
             case.step - 1,
@@ -221,9 +234,10 @@ def _mostly_noise(case: Case, size: float) -> tuple[float, list[Evidence]] | Non
             {"update_ratio": moved.newest, "cosine": pairs.cosine},
         ),
     ]
+    return _TooSmall(0.75 if size <= 2 else 0.6, evidence)
 
 
-def _of_batch_statistics(case: Case) -> tuple[float, list[Evidence]] | None:
+def _of_batch_statistics(case: Case) -> _TooSmall | None:
     """The same where layers normalise by the mean and the deviation of so few examples, and it stays behind."""
     layers = [layer.name for layer in case.layers if _normalises(layer)]
     lift = reached(case)
@@ -231,7 +245,7 @@ def _of_batch_statistics(case: Case) -> tuple[float, list[Evidence]] | None:
         return None
     if case.attainable - lift < SHORTFALL:
         return None
-    return 0.55, [
+    evidence = [
         Evidence(
             f"{', '.join(layers[:MOST_NAMED])} normalises by the mean and the deviation of so few examples"
         ),
@@ -241,12 +255,13 @@ def _of_batch_statistics(case: Case) -> tuple[float, list[Evidence]] | None:
             {"lift": lift, "attainable": case.attainable},
         ),
     ]
+    return _TooSmall(0.55, evidence, normalised=True)
 
 
-def _in_trouble(case: Case, size: float) -> tuple[float, list[Evidence]] | None:
+def _in_trouble(case: Case, size: float) -> _TooSmall | None:
     """The same where nothing was measured that blames the batch, but it gets nowhere: a guess."""
     wrong = trouble(case) if case.seasoned else ""
-    return (0.5 if size <= 2 else 0.4, [Evidence(wrong, case.step - 1)]) if wrong else None
+    return _TooSmall(0.5 if size <= 2 else 0.4, [Evidence(wrong, case.step - 1)]) if wrong else None
 
 
 _STEPS = (0, 1, 3, 7, 15, 31, 63, 127, 255)

@@ -66,6 +66,8 @@ ORDINARY: Final = 2e-3
 AGAINST: Final = -0.3
 """Mean cosine of successive gradients; noise alone gives about 0. Where only the output's bias still learns, batches
 without replacement gave -0.2 to -0.35, so this counts beside other harm alone."""
+ROSE: Final = 3.0
+"""Times the rate at first, from which on it is told that it has risen."""
 RESTLESS: Final = 0.25
 """Standard deviation of the loss about its trend, in shares of its level, of a training that does not settle."""
 
@@ -212,12 +214,26 @@ def _of_steps(case: Case, moved: motion.Motion | None, factor: float) -> Evidenc
             "usually run at"
         )
         numbers |= {"learning_rate": rate, "of_the_usual": factor}
+        if (began := _rate_at_first(case)) is not None and rate >= ROSE * began:
+            parts.append(
+                f"it was {began:.3g} at step {case.changed_at:,}: a schedule or a callback raises it"
+            )
+            numbers["first_rate"] = began
     if moved is not None:
         parts.append(
             f"a step moved kernels by up to {moved.first:.1%} of their length at first (healthy: about 0.1 %)"
         )
         numbers["update_ratio"] = moved.first
     return Evidence("; ".join(parts), moved.start if moved else case.changed_at, numbers)
+
+
+def _rate_at_first(case: Case) -> float | None:
+    """Since the last change by a command. `None`: not recorded."""
+    rates = case.per_step("learning_rate")
+    if rates is None or len(rates) <= case.changed_at:
+        return None
+    first = float(rates.values[case.changed_at])
+    return first if first > 0 else None
 
 
 def _lower_won(case: Case) -> tuple[TrialEnded, TrialResult] | None:
