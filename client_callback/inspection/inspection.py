@@ -52,7 +52,7 @@ class Inspection:
         return cls(fit)
 
     def described(self) -> DataDescribed:
-        """Takes half a second or so."""
+        """Takes a fifth of a second or so."""
         source, copies = self._source, self._copies
         targets = () if copies is None else tuple(map(describe_target, copies.targets))
         return DataDescribed(

@@ -97,19 +97,30 @@ def probe_values(inputs: list[Array], targets: Array) -> SignalProbe | None:
 
 
 def _left_out(rows: Float32, values: Float64) -> _LeftOut:
-    distances = np.maximum(_squared_distances(rows), 0).astype(np.float64)
+    distances = np.maximum(_squared_distances(rows), 0)
     apart = distances[distances > 0]
     kernel = np.exp(-distances / np.median(apart)) if len(apart) else np.ones_like(distances)
     mean = values.mean(axis=0)
-    return min((_ridge(kernel, ridge, values, mean) for ridge in RIDGES), key=lambda one: one.error)
+    apart_from_mean = (values - mean).astype(np.float32)
+    best: _LeftOut | None = None
+    for ridge in RIDGES:
+        errors, freedom = _ridge(kernel, ridge, apart_from_mean)
+        error = float((errors**2).sum())
+        if best is not None and error > best.error:
+            break  # the error falls with the ridge, and then rises
+        best = _LeftOut(values - errors, error, freedom)
+    assert best is not None  # noqa: S101 (there are ridges)
+    return best
 
 
-def _ridge(kernel: Float64, ridge: float, values: Float64, mean: Float64) -> _LeftOut:
-    solved = _inverse(kernel + ridge * np.eye(len(kernel)))
-    of_each = np.diagonal(solved)
-    errors = _product(solved, values - mean) / of_each[:, None]
-    freedom = len(solved) - ridge * float(of_each.sum())
-    return _LeftOut(values - errors, float((errors**2).sum()), freedom)
+def _ridge(kernel: Float32, ridge: float, values: Float32) -> tuple[Float64, float]:
+    """Errors of what is predicted of each from the others, [n, numbers], and degrees of freedom."""
+    solved = kernel.copy()
+    np.fill_diagonal(solved, kernel.diagonal() + np.float32(ridge))
+    solved = _inverse(solved)
+    of_each = solved.diagonal().astype(np.float64)
+    errors = _product(solved, values).astype(np.float64) / of_each[:, None]
+    return errors, len(solved) - ridge * float(of_each.sum())
 
 
 def _standardised(inputs: list[Array]) -> Float32 | None:
@@ -143,7 +154,7 @@ def _squared_distances(rows: Float32) -> Float32:
     )
 
 
-def _inverse(matrix: Float64) -> Float64:
+def _inverse(matrix: Float32) -> Float32:
     """Of a symmetric positive definite matrix [n, n], which it overwrites: Gauss-Jordan elimination by blocks."""
     for block in _blocks(len(matrix), _SIDE):
         pivot = np.linalg.inv(matrix[block, block])
@@ -160,10 +171,12 @@ def _inverse(matrix: Float64) -> Float64:
 def _product(left: npt.NDArray[Any], right: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """`left @ right`, block by block."""
     depth = min(_DEPTH, len(right))
-    found = np.zeros((len(left), right.shape[1]), left.dtype)
+    found = np.empty((len(left), right.shape[1]), left.dtype)
+    first, *further = _blocks(len(right), depth)
     for rows in _blocks(len(left), _SIDE):
         for columns in _blocks(right.shape[1], _MOST_PRODUCTS // (_SIDE * depth)):
-            for part in _blocks(len(right), depth):
+            found[rows, columns] = left[rows, first] @ right[first, columns]
+            for part in further:
                 found[rows, columns] += left[rows, part] @ right[part, columns]
     return found
 
