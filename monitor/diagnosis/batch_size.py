@@ -143,6 +143,8 @@ def _where(case: Case) -> Evidence:
 def _too_small(case: Case, size: float) -> Finding | None:
     if case.non_finite_from is not None or case.solved or case.step - case.changed_at < 100:
         return None
+    if case.session.steps_per_epoch == 1 or size >= ((case.data and case.data.examples) or math.inf):
+        return None  # all there are: nothing varies from batch to batch
     shown = (
         _nothing_left(case, size)
         or _mostly_noise(case, size)
@@ -309,6 +311,9 @@ HEALTHY = {
     ),
     "two examples, batch normalisation, and as good as a plain model": lambda: _example(
         flat(0.4, 400, 0.3), batch_size=2, per_epoch=100, accuracy=0.88, normalised=True, signal=0.9
+    ),
+    "all four examples there are, and nothing is learned": lambda: _example(
+        flat(0.7, 400, 0.001), batch_size=4, per_epoch=1, accuracy=0.5
     ),
     "single examples, and the loss falls": lambda: _example(
         falling(400), batch_size=1, per_epoch=100, accuracy=0.9, ratio=0.02, noise_scale=400
