@@ -291,7 +291,12 @@ def fitting_rate(case: Case) -> float:
     usual = USUAL_RATES.get(name, 1e-3)
     if not input_size(case) > LARGE_INPUTS:
         return usual
-    return usual / 10 if name in SCALED_BY_GRADIENT else min(usual, MOST_OF_A_UNIT / _fan_in(case))
+    # To one digit: it is a matter of size.
+    return (
+        usual / 10
+        if name in SCALED_BY_GRADIENT
+        else min(usual, float(f"{MOST_OF_A_UNIT / _fan_in(case):.1g}"))
+    )
 
 
 def _fan_in(case: Case) -> int:
