@@ -143,8 +143,8 @@ def _where(case: Case) -> Evidence:
 def _too_small(case: Case, size: float) -> Finding | None:
     if case.non_finite_from is not None or case.solved or case.step - case.changed_at < 100:
         return None
-    if case.session.steps_per_epoch == 1 or size >= ((case.data and case.data.examples) or math.inf):
-        return None  # all there are: nothing varies from batch to batch
+    if case.session.steps_per_epoch == 1 or ((case.data and case.data.examples) or math.inf) <= USUAL:
+        return None  # there are no more: nothing varies much from batch to batch
     shown = (
         _nothing_left(case, size)
         or _mostly_noise(case, size)
