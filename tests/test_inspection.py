@@ -136,6 +136,12 @@ def test_values_are_told_from_the_other_examples_as_one_model_for_each_tells_the
     assert signal.score > 0.9
 
 
+def test_the_size_of_values_makes_no_difference_to_the_probe():
+    values = X[:, 0] * 3 + X[:, 3].astype(np.float64)
+    plain, huge = looked_at(X, values).signal, looked_at(X, 1e60 * values).signal
+    assert huge.score == pytest.approx(plain.score, abs=1e-4) and plain.score > 0.9
+
+
 def test_examples_that_are_all_alike_but_one_are_no_trouble_to_the_probe():
     x = np.zeros((100, 3))
     x[7] = 1.0

@@ -100,11 +100,12 @@ def _left_out(rows: Float32, values: Float64) -> _LeftOut:
     distances = np.maximum(_squared_distances(rows), 0)
     apart = distances[distances > 0]
     kernel = np.exp(-distances / np.median(apart)) if len(apart) else np.ones_like(distances)
-    mean = values.mean(axis=0)
-    apart_from_mean = (values - mean).astype(np.float32)
+    off = values - values.mean(axis=0)
+    scale = float(np.abs(off).max()) or 1.0  # they are computed with in float32, which holds less
     best: _LeftOut | None = None
     for ridge in RIDGES:
-        errors, freedom = _ridge(kernel, ridge, apart_from_mean)
+        errors, freedom = _ridge(kernel, ridge, (off / scale).astype(np.float32))
+        errors *= scale
         error = float((errors**2).sum())
         if best is not None and error > best.error:
             break  # the error falls with the ridge, and then rises
