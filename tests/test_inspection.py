@@ -136,6 +136,20 @@ def test_values_are_told_from_the_other_examples_as_one_model_for_each_tells_the
     assert signal.score > 0.9
 
 
+@pytest.mark.parametrize(
+    ("loss", "kind"), [("poisson", "r2"), ("sparse_categorical_crossentropy", "accuracy")]
+)
+def test_whole_numbers_are_probed_for_what_the_loss_takes_them_for(loss: str, kind: str):
+    model = keras.Sequential(
+        [keras.Input((4,)), layers.Dense(3, "softmax") if kind == "accuracy" else layers.Dense(1)]
+    )
+    model.compile("sgd", loss)
+    callback = MonitorCallback("counts", statistics_every=0)
+    model.fit(X, CLASSES, verbose=0, callbacks=[callback])
+    (data,) = of_kind(callback.recording, protocol.DataDescribed)
+    assert data.signal.kind == kind and len(data.targets[0].classes) == 3
+
+
 def test_the_size_of_values_makes_no_difference_to_the_probe():
     values = X[:, 0] * 3 + X[:, 3].astype(np.float64)
     plain, huge = looked_at(X, values).signal, looked_at(X, 1e60 * values).signal

@@ -13,7 +13,8 @@ from client_callback.inspection.arrays import class_numbers, describe_input, des
 from client_callback.inspection.copies import Copies, copies_of
 from client_callback.inspection.signal_probe import probe_classes, probe_values
 from client_callback.inspection.sources import Source, source_of
-from client_callback.instrument.sampler import targets_of_outputs
+from client_callback.instrument.predictions import REGRESSION, describe_loss
+from client_callback.instrument.sampler import losses_of_outputs, targets_of_outputs
 from client_callback.wire.protocol import DataDescribed, SignalProbe, TargetData
 
 MAX_WEIGHTED_CLASSES = 1_000
@@ -22,7 +23,9 @@ MAX_WEIGHTED_CLASSES = 1_000
 class Inspection:
     """What was seen of the data of one `fit`; holds copies, none of the user's own arrays."""
 
-    def __init__(self, fit: FitArguments) -> None:
+    def __init__(self, fit: FitArguments, *, of_amounts: bool = False) -> None:
+        """`of_amounts`: whether the first output's loss takes its targets for amounts, whole numbers too."""
+        self._of_amounts = of_amounts
         arrays = _arrays(fit)
         self._copies: Copies | None = None
         if arrays is None:
@@ -46,10 +49,12 @@ class Inspection:
         fit = running_fit(model)
         if fit is None or fit.x is None:
             return None
+        outputs = getattr(model, "_outputs_struct", None)
         if isinstance(fit.y, dict):
-            outputs = getattr(model, "_outputs_struct", None)
             fit = replace(fit, y=targets_of_outputs(fit.y, outputs, model))
-        return cls(fit)
+        losses = losses_of_outputs(getattr(model, "loss", None), outputs, model)
+        first = next((loss for loss in losses if loss), None)
+        return cls(fit, of_amounts=describe_loss(first)[0] in REGRESSION)
 
     def described(self) -> DataDescribed:
         """Takes a fifth of a second or so."""
@@ -65,7 +70,7 @@ class Inspection:
             validated=self._validated,
             inputs=() if copies is None else tuple(map(describe_input, copies.inputs)),
             targets=targets,
-            signal=None if copies is None else _signal(copies, targets),
+            signal=None if copies is None else _signal(copies, targets, of_amounts=self._of_amounts),
         )
 
 
@@ -88,12 +93,12 @@ def _class_weights(given: Any) -> dict[str, float]:
     return {str(label): float(weight) for label, weight in some}
 
 
-def _signal(copies: Copies, targets: tuple[TargetData, ...]) -> SignalProbe | None:
+def _signal(copies: Copies, targets: tuple[TargetData, ...], *, of_amounts: bool) -> SignalProbe | None:
     inputs = [part.examples[copies.paired] for part in copies.inputs if part.examples is not None]
     if not targets or copies.pairs is None or not inputs:
         return None
     first = targets[0]
-    if first.classes:
+    if first.classes and (first.one_hot or not of_amounts):
         return probe_classes(inputs, class_numbers(copies.pairs, one_hot=first.one_hot))
     if first.one_hot:  # of too many classes
         return None

@@ -31,7 +31,7 @@ _CATEGORICAL = {
 _BINARY = {"binary_crossentropy", "binary_focal_crossentropy", "hinge", "squared_hinge"}
 _SIGNED = {"hinge", "squared_hinge"}
 """Losses whose scores are unbounded, with the decision at 0."""
-_REGRESSION = {
+REGRESSION = {
     "mean_squared_error",
     "mean_absolute_error",
     "mean_absolute_percentage_error",
@@ -76,8 +76,8 @@ def infer_task(loss: Any, targets: Tensor, predictions: Tensor) -> Task:
         return Task("binary" if units == 2 else "classification", units, from_logits, units)
     if name in _BINARY or name in ("crossentropy", "ce"):
         return Task("binary", 2, from_logits)
-    if name in _REGRESSION or not integers:
-        return Task("regression" if name in _REGRESSION else "unknown", 0, False)
+    if name in REGRESSION or not integers:
+        return Task("regression" if name in REGRESSION else "unknown", 0, False)
     if units == 1:
         return Task("binary", 2, from_logits)
     return Task("binary" if units == 2 else "classification", units, from_logits, units)

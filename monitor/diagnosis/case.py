@@ -450,7 +450,7 @@ class Case:
     def attainable(self) -> float | None:
         """The lift that a plain model reaches on the training data: they allow that at least. `None`: not known."""
         signal = self.data.signal if self.data else None
-        if signal is None or signal.chance >= 1:
+        if signal is None or signal.chance >= 1 or (signal.kind == "accuracy" and self.task == "regression"):
             return None
         return max(0.0, (signal.score - signal.chance) / (1.0 - signal.chance))
 
@@ -544,8 +544,10 @@ class Case:
     def _aims_at_the_mean(self) -> bool:
         """Whether the squared error tells how good it is: a quantile, or a loss that is not known, aims elsewhere."""
         loss = self.output.loss if self.output else ""
-        return loss in REGRESSION or any(
-            name in self.session.metric_series() for name in ("mse", "mean_squared_error")
+        return (
+            loss in REGRESSION
+            or loss == "poisson"
+            or any(name in self.session.metric_series() for name in ("mse", "mean_squared_error"))
         )
 
     @cached_property
