@@ -18,6 +18,7 @@ predictions show it: they are shares then. Silent on losses of the user's own, b
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any, Final, NamedTuple
 
@@ -103,7 +104,7 @@ def check(case: Case) -> list[Finding]:
         for other, theirs in further(case)
         for look in (_single_softmax, _out_of_reach)
     )
-    output, misfit = next((one for one in (*of_first, *of_further) if one[1]), (output, None))
+    output, misfit = next((one for one in itertools.chain(of_first, of_further) if one[1]), (output, None))
     if misfit is None:
         return []
     evidence = [Evidence(misfit.text, misfit.step, {"units": float(output.units)})]
