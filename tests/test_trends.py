@@ -8,6 +8,7 @@ from scipy import stats
 from scipy.signal import lfilter
 
 from client_callback.wire.trends import trends, variance_inflation
+from monitor.diagnosis.medians import finite, median, medians
 
 
 def remembering(shape: tuple[int, int], memory: float, seed: int) -> np.ndarray:
@@ -54,3 +55,18 @@ def test_a_few_spikes_leave_the_slope_where_it_was():
     spiked = window.copy()
     spiked[[3, 17, 30]] = 50.0
     assert trends(spiked[None], 1.96).slopes[0] == pytest.approx(-0.02)
+
+
+@pytest.mark.parametrize("missing", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_medians_are_numpys_of_the_finite_values(missing: float, axis: int):
+    rng = np.random.default_rng(3)
+    values = rng.normal(size=(9, 12)).astype(np.float32)
+    values[rng.random(values.shape) < missing] = np.inf
+    expected = [
+        np.median(line[np.isfinite(line)]) if np.isfinite(line).any() else np.nan
+        for line in np.moveaxis(values, axis, -1)
+    ]
+    np.testing.assert_allclose(medians(values, axis), expected, rtol=1e-6)
+    known = finite(values.reshape(-1))
+    assert median(known) == pytest.approx(np.median(known) if len(known) else np.nan, nan_ok=True)
