@@ -6,13 +6,13 @@ Nothing here knows what the dots mean: no values, no steps, no ticks.
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from rich.cells import get_character_cell_size
 
 Ints: TypeAlias = npt.NDArray[np.int64]
 
@@ -160,7 +160,7 @@ def connected(lows: npt.NDArray[np.float64], highs: npt.NDArray[np.float64]) -> 
 
 def cell_width(text: str) -> int:
     """Terminal cells that `text`, free of control and combining characters, takes up."""
-    return len(text) if text.isascii() else sum(1 + (unicodedata.east_asian_width(c) in "WF") for c in text)
+    return len(text) if text.isascii() else sum(map(get_character_cell_size, text))
 
 
 def printable(text: str, *, ascii_only: bool = False) -> str:
@@ -174,7 +174,7 @@ def printable(text: str, *, ascii_only: bool = False) -> str:
 def joins(sign: str) -> bool:
     """Whether a sign melts into the one before it: an accent, an emoji's skin tone, a vowel sign."""
     melts = "\u1160" <= sign <= "\u11ff" or "\U0001f3fb" <= sign <= "\U0001f3ff"
-    return melts or unicodedata.category(sign) in {"Mn", "Me"} or cell_width(f"x{sign}") == 1
+    return melts or get_character_cell_size(sign) == 0
 
 
 def fit(text: str, width: int, *, ascii_only: bool = False) -> str:

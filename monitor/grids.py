@@ -317,7 +317,8 @@ def _shades(cells: Floats, broken: npt.NDArray[np.bool_], *, log: bool) -> _Shad
     if log and len(known):
         low, high = float(np.floor(low)), float(np.ceil(high))
     span = (high - low) or 1.0
-    share = np.where(np.isnan(places), 0.0, (places - low) / span).clip(0.0, 1.0)
+    with np.errstate(over="ignore"):  # what lies far beyond a tiny span is at its end
+        share = np.where(np.isnan(places), 0.0, (places - low) / span).clip(0.0, 1.0)
     levels = (share * (LEVELS - 1)).round().astype(np.int64)
     levels[np.isnan(cells)] = BLANK
     levels[broken] = BROKEN

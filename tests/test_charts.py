@@ -31,7 +31,9 @@ anything = st.one_of(
     st.floats(-100, 100),
     st.sampled_from([math.nan, math.inf, -math.inf, 0.0, 1e300, -1e300, 1.7e308, 5e-324, 1e-300]),
 )
-names = st.text(max_size=12) | st.sampled_from(["loss", "val_loss", "損失", "a\u0301\n\t", "👩‍🔬 score"])
+names = st.text(max_size=12) | st.sampled_from(
+    ["loss", "val_loss", "損失", "a\u0301\n\t", "👩‍🔬 score", "\u093e", "\u2630"]
+)
 sizes = st.integers(0, 50) | st.integers(0, 6)
 
 
