@@ -6,6 +6,7 @@ Nothing here knows what the dots mean: no values, no steps, no ticks.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Final, NamedTuple, TypeAlias
@@ -174,7 +175,7 @@ def printable(text: str, *, ascii_only: bool = False) -> str:
 def joins(sign: str) -> bool:
     """Whether a sign melts into the one before it: an accent, an emoji's skin tone, a vowel sign."""
     melts = "\u1160" <= sign <= "\u11ff" or "\U0001f3fb" <= sign <= "\U0001f3ff"
-    return melts or get_character_cell_size(sign) == 0
+    return melts or unicodedata.category(sign) in {"Mn", "Me"} or get_character_cell_size(sign) == 0
 
 
 def fit(text: str, width: int, *, ascii_only: bool = False) -> str:

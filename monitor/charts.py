@@ -193,7 +193,7 @@ def _draw_verticals(
             canvas.rule(column, signs.dashed, mark.style)
             glyph = _ASCII_GLYPHS.get(mark.glyph, mark.glyph) if signs is _ASCII else mark.glyph
             usable = glyph.isascii() or signs is _UNICODE
-            usable = usable and len(printable(glyph)) == cell_width(glyph) == 1
+            usable = usable and len(glyph) == len(printable(glyph)) == cell_width(glyph) == 1
             canvas.put(0, column, glyph if usable else signs.glyph, mark.style)
     visible = epochs[bisect.bisect_right(epochs, view.start) : bisect.bisect_left(epochs, view.stop)]
     if len(visible) * _CELLS_PER_EPOCH <= canvas.width:
