@@ -119,12 +119,9 @@ def put_into_fit(keras: ModuleType, budget: Budget, told: Path | None, directory
         given = signature.bind(self, *args, **kwargs)
         callbacks = given.arguments.get("callbacks")
         listed = list(getattr(callbacks, "callbacks", None) or _as_list(callbacks))
-        monitor = next((one for one in listed if isinstance(one, MonitorCallback)), None)
-        added: list[Any] = []
-        if monitor is None:
-            monitor = MonitorCallback(directory=directory)
-            added = [monitor]
-        added = [StopWhenSpent(monitor), *added]
+        own = next((one for one in listed if isinstance(one, MonitorCallback)), None)
+        monitor = MonitorCallback(directory=directory) if own is None else own
+        added: list[Any] = [StopWhenSpent(monitor), *([monitor] if own is None else [])]
         if isinstance(callbacks, keras.callbacks.CallbackList):
             for one in added:
                 callbacks.append(one)

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final, NamedTuple, TextIO
+from typing import NamedTuple, TextIO
 
 import msgspec
 
@@ -236,12 +236,9 @@ def run_diagnose(options: argparse.Namespace) -> int:
     return 0
 
 
-_DOCTORS_OPTIONS: Final = frozenset({"--json", "--steps", "--seconds", "--python"})
-
-
 def run_doctor(options: argparse.Namespace) -> int:
     """Runs a script with a monitor in every fit, and says why its training is stuck."""
-    own = [one for one in options.arguments if one.split("=")[0] in _DOCTORS_OPTIONS]
+    own = [one for one in options.arguments if one.split("=")[0] in options.own_options]
     if own:
         sys.stderr.write(
             f"unstuck: {own[0]} is given to {options.script}, as is all that follows SCRIPT; for doctor itself write "

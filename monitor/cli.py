@@ -166,19 +166,24 @@ def _add_diagnosis(actions: _Actions) -> None:
         description="Runs an unmodified Keras script with a monitor in every fit, and prints what `diagnose` says of "
         "the worst of them. Options of doctor come before SCRIPT, those after it are the script's.",
     )
-    doctor.add_argument(
-        "--steps", type=_count, metavar="N", help="end it after so many calls of the train step"
-    )
-    doctor.add_argument(
-        "--seconds", type=_seconds, metavar="S", help="end it after so many seconds of training"
-    )
-    doctor.add_argument(
-        "--json",
-        action="store_true",
-        help="print one object: as diagnose for the worst fit, and `fits` with one for each; what the script prints "
-        "goes to standard error",
-    )
-    doctor.add_argument("--python", metavar="PATH", help="interpreter to run it with (default: this one)")
+    own = [
+        doctor.add_argument(
+            "--steps", type=_count, metavar="N", help="end it after so many calls of the train step"
+        ),
+        doctor.add_argument(
+            "--seconds", type=_seconds, metavar="S", help="end it after so many seconds of training"
+        ),
+        doctor.add_argument(
+            "--json",
+            action="store_true",
+            help="print one object: as diagnose for the worst fit, and `fits` with one for each; what the script "
+            "prints goes to standard error",
+        ),
+        doctor.add_argument(
+            "--python", metavar="PATH", help="interpreter to run it with (default: this one)"
+        ),
+    ]
+    doctor.set_defaults(own_options=frozenset(name for option in own for name in option.option_strings))
     doctor.add_argument("script", metavar="SCRIPT")
     doctor.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGS", help="for the script")
 

@@ -102,16 +102,15 @@ def _left_out(rows: Float32, values: Float64) -> _LeftOut:
     kernel = np.exp(-distances / np.median(apart)) if len(apart) else np.ones_like(distances)
     off = values - values.mean(axis=0)
     scale = float(np.abs(off).max()) or 1.0  # they are computed with in float32, which holds less
-    best: _LeftOut | None = None
-    for ridge in RIDGES:
-        errors, freedom = _ridge(kernel, ridge, (off / scale).astype(np.float32))
-        errors *= scale
-        error = float((errors**2).sum())
-        if best is not None and error > best.error:
-            break  # the error falls with the ridge, and then rises
-        best = _LeftOut(values - errors, error, freedom)
-    assert best is not None  # noqa: S101 (there are ridges)
-    return best
+    scaled = (off / scale).astype(np.float32)
+    errors, freedom = _ridge(kernel, RIDGES[0], scaled)
+    for ridge in RIDGES[1:]:
+        others, its_freedom = _ridge(kernel, ridge, scaled)
+        if (others**2).sum() > (errors**2).sum():
+            break  # they fall with the ridge, and then rise
+        errors, freedom = others, its_freedom
+    errors *= scale
+    return _LeftOut(values - errors, float((errors**2).sum()), freedom)
 
 
 def _ridge(kernel: Float32, ridge: float, values: Float32) -> tuple[Float64, float]:
